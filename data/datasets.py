@@ -1,0 +1,274 @@
+"""Data sets as arrays of uint8 RGB images with labels; every set brings class names, size, mean and std."""
+
+import os
+import socket
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.error import URLError
+
+import numpy as np
+import psutil
+from PIL import Image, ImageOps
+
+from utils.errors import EnvironmentFault, UserError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+STATISTICS_SAMPLE = 20_000  # images that mean and std are computed from where the images stay on disk
+DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
+
+
+class Images(Protocol):
+    """Images by position: each uint8, (size, size, 3), RGB."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+
+class ImageFiles:
+    """Images that stay on disk and are decoded when they are asked for."""
+
+    def __init__(self, paths: Sequence[Path], size: int):
+        self.paths, self.size = paths, size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return read_image(self.paths[index], self.size)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Part of a data set: `images` (uint8, RGB, HWC) and `labels` (int64, one per image)."""
+
+    images: Images
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: np.ndarray) -> "Split":
+        if isinstance(self.images, ImageFiles):
+            images: Images = ImageFiles([self.images.paths[index] for index in indices], self.images.size)
+        else:
+            images = self.images[indices]  # type: ignore[index]
+        return Split(images, self.labels[indices])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set ready to train on. `mean` and `std` are per channel, on a scale of 0 to 1."""
+
+    name: str
+    train: Split
+    validation: Split | None
+    test: Split
+    class_names: tuple[str, ...]
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def load_dataset(
+    name: str,
+    data_dir: str | Path,
+    image_size: int = 32,
+    validation_fraction: float = 0.0,
+    seed: int = 0,
+    memory_fraction: float = 0.25,
+) -> Dataset:
+    """Loads all splits and measures mean and std on the training images alone.
+
+    `validation_fraction` of the training set is split off, stratified by class and seeded.
+    Raises UserError or EnvironmentFault with one line that names the path.
+    """
+    train, class_names = load_split(name, data_dir, "train", image_size, memory_fraction)
+    test, _ = load_split(name, data_dir, "test", image_size, memory_fraction)
+    validation = None
+    if validation_fraction > 0:
+        rest, held_out = stratified_split(train.labels, validation_fraction, seed)
+        train, validation = train.subset(rest), train.subset(held_out)
+    mean, std = channel_statistics(train.images)
+    return Dataset(name, train, validation, test, class_names, train.images[0].shape[0], mean, std)
+
+
+def load_split(
+    name: str, data_dir: str | Path, split: str, image_size: int = 32, memory_fraction: float = 0.25
+) -> tuple[Split, tuple[str, ...]]:
+    """The "train" or "test" split and the class names. Downloads nothing (see download)."""
+    if name == "digits":
+        return _digits(split, image_size)
+    if name == "imagefolder":
+        return _image_folder(Path(data_dir), split, image_size, memory_fraction)
+    return _cifar(name, Path(data_dir), split)
+
+
+def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted positions of the larger and of the smaller part; a function of its arguments alone."""
+    from sklearn.model_selection import train_test_split
+
+    try:
+        rest, held_out = train_test_split(np.arange(len(labels)), test_size=fraction, stratify=labels, random_state=seed)
+    except ValueError as error:
+        raise UserError(f"validation_fraction: {fraction} cannot be split off {len(labels)} images: {error}") from error
+    return np.sort(rest), np.sort(held_out)
+
+
+def channel_statistics(images: Images) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation of each channel, on a scale of 0 to 1.
+
+    Exact over images in memory; over at most STATISTICS_SAMPLE evenly spaced ones where they are on disk.
+    """
+    counts = np.zeros((3, 256))
+    for block in _blocks(images):
+        for channel in range(3):
+            counts[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
+    values = np.arange(256) / 255
+    share = counts / counts.sum(axis=1, keepdims=True)
+    mean = share @ values
+    std = np.sqrt(share @ values**2 - mean**2).clip(min=1e-3)
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _blocks(images: Images, size: int = 2000):
+    """Arrays of up to `size` images each."""
+    if isinstance(images, np.ndarray):
+        yield from (images[start : start + size] for start in range(0, len(images), size))
+        return
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), STATISTICS_SAMPLE)).astype(int))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(chosen), size):
+            yield np.stack(list(pool.map(images.__getitem__, chosen[start : start + size])))
+
+
+# -- scikit-learn's handwritten digits: embedded, no download ---------------------------------------------------------
+
+
+def _digits(split: str, image_size: int) -> tuple[Split, tuple[str, ...]]:
+    """1,437 training and 360 test images of 8x8 grey pixels, upscaled to image_size, as RGB."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    train, test = stratified_split(bunch.target, 0.2, seed=0)
+    indices = train if split == "train" else test
+    small = (bunch.images[indices] * (255 / 16)).round().astype(np.uint8)
+    images = np.stack([_resize(Image.fromarray(image).convert("RGB"), image_size) for image in small])
+    return Split(images, bunch.target[indices].astype(np.int64)), tuple(str(name) for name in bunch.target_names)
+
+
+# -- CIFAR ------------------------------------------------------------------------------------------------------------
+
+CIFAR_ARCHIVES = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}
+
+
+def _cifar_class(name: str):
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    return {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
+
+
+def download(name: str, data_dir: str | Path) -> None:
+    """Fetches CIFAR into data_dir unless it is there with the right checksums. Call it on one process per machine.
+
+    Raises EnvironmentFault where there is no connection, with what to do instead.
+    """
+    if name not in CIFAR_ARCHIVES:
+        return
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    try:
+        _cifar_class(name)(str(data_dir), download=True)
+    except (URLError, OSError, RuntimeError) as error:
+        raise EnvironmentFault(
+            f"{name} could not be downloaded ({type(error).__name__}: {error}); put {CIFAR_ARCHIVES[name]} into "
+            f"{Path(data_dir).resolve()}, or go on without it: --dataset digits"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _cifar(name: str, data_dir: Path, split: str) -> tuple[Split, tuple[str, ...]]:
+    try:
+        source = _cifar_class(name)(str(data_dir), train=split == "train")
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"data_dir: {data_dir.resolve()} does not hold {name} (put {CIFAR_ARCHIVES[name]} there)") from error
+    return Split(source.data, np.asarray(source.targets, dtype=np.int64)), tuple(source.classes)
+
+
+# -- folders of images ------------------------------------------------------------------------------------------------
+
+
+def _image_folder(root: Path, split: str, size: int, memory_fraction: float) -> tuple[Split, tuple[str, ...]]:
+    """root/train/<class>/* and root/test/<class>/* (or root/val); classes by sorted name of the training folders."""
+    folders = {"train": root / "train", "test": root / "test" if (root / "test").is_dir() else root / "val"}
+    if not root.is_dir():
+        raise UserError(f"data_dir: {root} is not a folder")
+    if not folders["train"].is_dir():
+        raise UserError(f"data_dir: {root} has no folder train/<class>/")
+    if not folders["test"].is_dir():
+        raise UserError(f"data_dir: {root} has neither a folder test/ nor val/")
+    classes = _class_folders(folders["train"])
+    if split == "test":
+        found = _class_folders(folders["test"])
+        for name in sorted(set(classes) ^ set(found)):
+            where = folders["test"] if name in classes else folders["train"]
+            raise UserError(f"data_dir: class {name!r} has no folder in {where}")
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        folder = folders[split] / name
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+        if not files:
+            raise UserError(f"data_dir: {folder} holds no image (looking for {', '.join(sorted(SUFFIXES))})")
+        paths += files
+        labels += [label] * len(files)
+    images: Images = ImageFiles(paths, size)
+    if len(paths) * size * size * 3 <= memory_fraction * psutil.virtual_memory().available / _local_world_size():
+        images = _decode(images)
+    return Split(images, np.asarray(labels, dtype=np.int64)), tuple(classes)
+
+
+def _decode(files: ImageFiles, block: int = 256) -> np.ndarray:
+    """All images in memory. Threads suffice: Pillow decodes without holding the interpreter's lock."""
+    decoded = np.empty((len(files), files.size, files.size, 3), np.uint8)
+
+    def fill(start: int) -> None:
+        for index in range(start, min(start + block, len(files))):
+            decoded[index] = files[index]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(fill, range(0, len(files), block)))
+    return decoded
+
+
+def _class_folders(folder: Path) -> list[str]:
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not names:
+        raise UserError(f"data_dir: {folder} has no class folders")
+    return names
+
+
+def _local_world_size() -> int:
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def read_image(path: Path, size: int) -> np.ndarray:
+    """Decodes one file to uint8 RGB (size, size, 3): upright, scaled to cover the square, cropped at its centre.
+
+    Raises UserError naming the path of an unreadable file.
+    """
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (size, size))
+            return _resize(ImageOps.exif_transpose(image).convert("RGB"), size)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"data_dir: {path} is not a readable image ({error})") from error
+
+
+def _resize(image: Image.Image, size: int) -> np.ndarray:
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image)

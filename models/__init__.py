@@ -1,0 +1,28 @@
+"""Models by name. To add one: a file with its class, and a line in MODELS."""
+
+from typing import Any
+
+from torch import nn
+
+from models.resnet import resnet18, resnet34
+from utils.errors import UserError
+
+MODELS = {
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+}
+
+
+def list_models() -> list[str]:
+    """The names that create_model knows."""
+    return sorted(MODELS)
+
+
+def create_model(name: str, num_classes: int, **arguments: Any) -> nn.Module:
+    """Builds a freshly initialised model that maps images (N, 3, H, W), float32, to logits (N, num_classes).
+
+    Raises UserError for an unknown name and for arguments that the model does not accept.
+    """
+    if name not in MODELS:
+        raise UserError(f"model: {name!r} is not allowed; choose from {', '.join(list_models())}")
+    return MODELS[name](num_classes=num_classes, **arguments)

@@ -1,0 +1,93 @@
+"""ResNet-18 and ResNet-34 for small images (He et al. 2015, arXiv:1512.03385).
+
+As on ImageNet, but for the stem: one 3x3 convolution with stride 1 and no pooling, so that a 32x32 image reaches the
+four stages at 32, 16, 8 and 4 pixels.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from utils.errors import UserError
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, norm_layer: type[nn.Module] | partial):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.norm1 = norm_layer(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = norm_layer(channels)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or in_channels != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride, bias=False),
+                norm_layer(channels),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.norm1(self.conv1(x)))
+        out = self.norm2(self.conv2(out))
+        return F.relu(out + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """A ResNet of basic blocks.
+
+    Args:
+        blocks: blocks in each of the four stages.
+        num_classes: outputs of the linear layer.
+        norm: "batch", or "group" (32 groups or fewer, Wu and He 2018), which keeps no batch statistics.
+        width: channels of the first stage; each later one has twice as many. 64 is the paper's.
+    """
+
+    def __init__(self, blocks: tuple[int, int, int, int], num_classes: int = 10, norm: str = "batch", width: int = 64):
+        super().__init__()
+        norm_layer = _norm_layer(norm, width)
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.norm1 = norm_layer(width)
+        channels = width
+        for stage, count in enumerate(blocks):
+            layers = []
+            for block in range(count):
+                stride = 2 if stage > 0 and block == 0 else 1
+                layers.append(BasicBlock(channels, width * 2**stage, stride, norm_layer))
+                channels = width * 2**stage
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
+        self.fc = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, num_classes) of normalised images (N, 3, H, W)."""
+        return self.fc(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Penultimate features (N, 8 * width)."""
+        x = F.relu(self.norm1(self.conv1(x)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)
+
+
+def _norm_layer(norm: str, width: int) -> type[nn.Module] | partial:
+    if norm == "batch":
+        return nn.BatchNorm2d
+    if norm == "group":
+        groups = next(groups for groups in (32, 16, 8, 4, 2, 1) if width % groups == 0)
+        return partial(nn.GroupNorm, groups)
+    raise UserError(f"norm: {norm!r} is not allowed; choose from batch, group")
+
+
+def resnet18(num_classes: int = 10, **arguments) -> ResNet:
+    """ResNet-18: 11,173,962 parameters at 10 classes."""
+    return ResNet((2, 2, 2, 2), num_classes, **arguments)
+
+
+def resnet34(num_classes: int = 10, **arguments) -> ResNet:
+    """ResNet-34: 21,282,122 parameters at 10 classes."""
+    return ResNet((3, 4, 6, 3), num_classes, **arguments)

@@ -1,0 +1,1 @@
+"""What both scripts share: options, errors, checkpoints, tracking, evaluation, metrics."""

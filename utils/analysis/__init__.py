@@ -1,0 +1,1 @@
+"""Analysis of a saved run: figures, mistakes, GradCAM, calibration and the report."""

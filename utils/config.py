@@ -1,0 +1,294 @@
+"""The options of both scripts: one flat dataclass each, read from defaults, a YAML file and the command line.
+
+Precedence: command line > `--config` YAML > dataclass default. An unknown key, a wrong type or a value out of range
+stops with one line that names the option, the value and what is allowed. Nothing heavy is imported here, so that
+`--help` answers at once.
+"""
+
+import dataclasses
+import math
+import re
+import sys
+import types
+import typing
+from argparse import ArgumentError, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from utils.errors import UserError
+
+Tracker = Literal["wandb", "tensorboard", "trackio", "none"]
+
+
+def option(default: Any, group: str, help: str, low: float | None = None, high: float | None = None, open: bool = False):
+    """A field of a config: its default, its group and line in `--help`, and the range it must lie in.
+
+    With `open` the lower bound itself is not allowed.
+    """
+    metadata = {"group": group, "help": help, "low": low, "high": high, "open": open}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+class Config:
+    """Checks every field's range; raises UserError naming the option, the value and what is allowed."""
+
+    def __post_init__(self) -> None:
+        for spec in dataclasses.fields(self):  # type: ignore[arg-type]
+            value, low, high = getattr(self, spec.name), spec.metadata["low"], spec.metadata["high"]
+            choices = _choices(spec.type)
+            values = value if isinstance(value, list) else [value]
+            if choices and not _accepts_numbers(spec.type):
+                for entry in values:
+                    if entry not in choices and not (entry is None and type(None) in typing.get_args(spec.type)):
+                        raise UserError(f"{spec.name}: {entry!r} is not allowed; choose from {', '.join(choices)}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{spec.name}: {value} is not allowed; it must be a finite number")
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                continue
+            below = low is not None and (value <= low if spec.metadata["open"] else value < low)
+            above = high is not None and value > high
+            if below or above:
+                raise UserError(f"{spec.name}: {value} is not allowed; it must be {_range_text(spec)}")
+
+
+@dataclass
+class TrainConfig(Config):
+    """Options of train_accelerate.py. Precision, process count and device come from Accelerate alone."""
+
+    dataset: Literal["cifar10", "cifar100", "digits", "imagefolder"] = option(
+        "cifar10", "data", "data set; digits needs no download, imagefolder reads data_dir/train and data_dir/test"
+    )
+    data_dir: str = option("datasets", "data", "folder of the data set (downloads go here)")
+    image_size: int = option(32, "data", "side in pixels to which imagefolder and digits are resized", low=8)
+    validation_fraction: float = option(
+        0.0, "data", "share of the training set kept for validation, stratified and seeded", low=0.0, high=0.9
+    )
+    memory_fraction: float = option(
+        0.25, "data", "an image folder that needs more than this share of the free memory is read from disk", low=0.0, high=1.0
+    )
+    num_workers: int | None = option(
+        None, "data", "loader processes per training process; unset: 0 on a CPU, else up to 8", low=0
+    )
+
+    crop_padding: int = option(4, "augmentation", "pixels of zero padding before the random crop; 0: no crop", low=0)
+    horizontal_flip: Literal["none", "random", "alternating"] = option(
+        "random", "augmentation", "none, random, or every image flipped in every other epoch"
+    )
+    cutout: int = option(8, "augmentation", "side in pixels of the CutOut square, filled with the mean; 0: off", low=0)
+
+    model: str = option("resnet18", "model", "architecture")
+    norm: Literal["batch", "group"] = option("batch", "model", "normalisation layer")
+    width: int = option(64, "model", "channels of the first stage", low=8)
+
+    epochs: int = option(20, "training", "passes over the training set", low=1)
+    batch_size: int = option(512, "training", "images per optimizer step, over all processes and accumulation", low=1)
+    micro_batch_size: int | None = option(
+        None, "training", "images per process and forward pass; unset: as large as fits", low=1
+    )
+    max_steps: int | None = option(
+        None, "training", "stop after this many optimizer steps; the schedule still spans all epochs", low=1
+    )
+    optimizer: Literal["sgd", "adamw"] = option("sgd", "training", "optimizer")
+    lr: float | Literal["auto"] = option(
+        0.4, "training", "peak learning rate, or auto: from a range test", low=0.0, open=True
+    )
+    momentum: float = option(0.9, "training", "momentum of sgd, beta1 of adamw", low=0.0, high=0.9999)
+    nesterov: bool = option(True, "training", "Nesterov momentum (sgd)")
+    weight_decay: float = option(5e-4, "training", "weight decay", low=0.0)
+    decay_norm_and_bias: bool = option(True, "training", "apply weight decay to norm layers and biases too")
+    label_smoothing: float = option(0.1, "training", "label smoothing of the training loss", low=0.0, high=0.99)
+    grad_clip_norm: float | None = option(
+        None, "training", "largest gradient norm; unset: no clipping", low=0.0, open=True
+    )
+    schedule: Literal["onecycle", "cosine", "linear", "step", "constant"] = option(
+        "onecycle", "training", "learning rate over the run, as a function of the optimizer step"
+    )
+    warmup_fraction: float = option(0.25, "training", "share of all steps in which the rate rises", low=0.0, high=0.99)
+    find_lr: bool = option(False, "training", "run a learning-rate range test first and plot it")
+
+    channels_last: bool = option(True, "hardware", "NHWC memory layout")
+    compile: bool = option(False, "hardware", "torch.compile the model")
+
+    seed: int = option(0, "run", "seed of the weights, the data order and the augmentation", low=0, high=2**32 - 1)
+    output_dir: str = option("runs/resnet18", "run", "folder of the run")
+    resume: str = option(
+        "auto", "run", "auto: from the newest whole checkpoint of output_dir; never; or a checkpoint folder"
+    )
+    checkpoint_every_steps: int | None = option(
+        None, "run", "also checkpoint every so many steps; unset: every epoch only", low=1
+    )
+    keep_checkpoints: int = option(2, "run", "newest checkpoints that are kept", low=1)
+    log_every_steps: int = option(50, "run", "steps per training line in metrics.jsonl and the trackers", low=1)
+    trackers: list[Tracker] = option(["wandb"], "run", "wandb, tensorboard, trackio (several: wandb,tensorboard) or none")
+    project_name: str = option("image-classification", "run", "project in the trackers")
+    run_name: str | None = option(None, "run", "name in the trackers; unset: the name of output_dir")
+    debug: bool = option(False, "run", "show tracebacks")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "none" in self.trackers and len(self.trackers) > 1:
+            raise UserError(f"trackers: {','.join(self.trackers)} is not allowed; none stands alone")
+        if self.cutout > self.image_size:
+            raise UserError(f"cutout: {self.cutout} is not allowed; it must be at most image_size ({self.image_size})")
+
+
+@dataclass
+class AnalyzeConfig(Config):
+    """Options of analyze.py."""
+
+    run: str = option("", "input", "run directory")
+    data_dir: str | None = option(None, "input", "folder of the data set, if it has moved since training")
+    output_dir: str | None = option(None, "output", "folder of the results; unset: RUN/analysis")
+    images: int = option(20, "output", "misclassified images in the gallery and with CAM", low=10, high=500)
+    cam_method: str = option("GradCAM", "GradCAM", "a CAM class of the grad-cam library, such as GradCAM or EigenCAM")
+    cam_layer: str | None = option(
+        None, "GradCAM", "module name; unset: the deepest layer whose feature map is at least 5x5"
+    )
+    num_workers: int = option(0, "hardware", "loader processes", low=0)
+    track: bool = option(True, "output", "log the results to the run's W&B run, if it has one")
+    debug: bool = option(False, "output", "show tracebacks")
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def parse_config(kind: type[AnyConfig], argv: Sequence[str] | None = None, description: str = "") -> AnyConfig:
+    """Builds the config from the command line; on a mistake prints one line and exits with code 2."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return read_config(kind, argv, description)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def read_config(kind: type[AnyConfig], argv: Sequence[str], description: str = "") -> AnyConfig:
+    """As parse_config, but raises UserError."""
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+    class Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+        """Shows the defaults, and the description as it is written."""
+
+    specs = {spec.name: spec for spec in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    parser = ArgumentParser(
+        description=description, exit_on_error=False, allow_abbrev=False, formatter_class=Help
+    )
+    groups: dict[str, Any] = {}
+    for spec in specs.values():
+        help_line = spec.metadata["help"] + _help_suffix(spec)
+        if kind is AnalyzeConfig and spec.name == "run":
+            parser.add_argument("run", type=str, help=help_line)
+            continue
+        group = groups.setdefault(spec.metadata["group"], None) or parser.add_argument_group(spec.metadata["group"])
+        groups[spec.metadata["group"]] = group
+        default = spec.default if spec.default is not MISSING else spec.default_factory()
+        extra: dict[str, Any] = {"nargs": "?", "const": True} if spec.type is bool else {}
+        value_type = _name_list if typing.get_origin(spec.type) is list else spec.type
+        group.add_argument(f"--{spec.name}", type=value_type, default=default, help=help_line, metavar=_metavar(spec), **extra)
+    parser.add_argument("--config", action="config", help="YAML file with options; the command line wins over it")
+    try:
+        values = parser.parse_args(_config_first(argv)).as_dict()
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise UserError(_explain(str(error), specs)) from error
+    values.pop("config", None)
+    return kind(**values)
+
+
+def write_config(config: Config, path: Path) -> None:
+    """Writes the resolved options; `--config <path>` repeats the run."""
+    path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))  # type: ignore[call-overload]
+
+
+def load_config(kind: type[AnyConfig], path: Path) -> AnyConfig:
+    """Reads what write_config wrote."""
+    return read_config(kind, ["--config", str(path)])
+
+
+def _config_first(argv: Sequence[str]) -> list[str]:
+    """Moves `--config FILE` to the front: what stands on the command line wins wherever it stands."""
+    files: list[str] = []
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == "--config":
+            files += [word, *([value] if (value := next(words, None)) is not None else [])]
+        elif word.startswith("--config="):
+            files.append(word)
+        else:
+            rest.append(word)
+    return files + rest
+
+
+def _name_list(value: str | list[str]) -> list[str]:
+    """`a`, `a,b`, `[a, b]` or a YAML list, as a list of names."""
+    names = value if isinstance(value, list) else re.split(r"[,\s]+", value.strip("[] "))
+    return [str(name).strip("'\" ") for name in names if str(name).strip()]
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    return typing.get_args(kind) if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union else (kind,)
+
+
+def _choices(kind: Any) -> list[str]:
+    found: list[str] = []
+    for member in _members(kind):
+        if typing.get_origin(member) is list:
+            member = typing.get_args(member)[0]
+        if typing.get_origin(member) is Literal:
+            found += [str(value) for value in typing.get_args(member)]
+    return found
+
+
+def _accepts_numbers(kind: Any) -> bool:
+    return any(member in (int, float) for member in _members(kind))
+
+
+def _range_text(spec: dataclasses.Field) -> str:
+    low, high = spec.metadata["low"], spec.metadata["high"]
+    lower = "" if low is None else (f"greater than {low:g}" if spec.metadata["open"] else f"at least {low:g}")
+    upper = "" if high is None else f"at most {high:g}"
+    return " and ".join(part for part in (lower, upper) if part)
+
+
+def _allowed_text(spec: dataclasses.Field) -> str:
+    """What the option accepts, in words."""
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    parts = [names[member] for member in _members(spec.type) if member in names]
+    if parts and (bounds := _range_text(spec)):
+        parts[0] += " " + bounds
+    return " or ".join(parts + ([", ".join(_choices(spec.type))] if _choices(spec.type) else []))
+
+
+def _metavar(spec: dataclasses.Field) -> str:
+    choices = _choices(spec.type)
+    if choices:
+        return "{" + ",".join((["X"] if _accepts_numbers(spec.type) else []) + choices) + "}"
+    return {int: "N", float: "X", bool: "true|false"}.get(_members(spec.type)[0], "TEXT")
+
+
+def _help_suffix(spec: dataclasses.Field) -> str:
+    bounds = _range_text(spec)
+    return f" ({bounds})" if bounds else ""
+
+
+def _explain(message: str, specs: dict[str, dataclasses.Field]) -> str:
+    """jsonargparse's message as one line that names the option, the value and what is allowed."""
+    if match := re.search(r'key "(\w+)":', message):
+        name = match.group(1)
+        if name in specs:
+            value = re.search(r"(?:Got value|Given value): (.*)", message)
+            shown = f"{value.group(1)!r} is not allowed; " if value else "is not allowed; "
+            return f"{name}: {shown}it must be {_allowed_text(specs[name])}"
+    if match := re.search(r"unrecognized arguments: --(\w+)|Option '(\w+)' is not accepted|Key '(\w+)'", message):
+        name = next(group for group in match.groups() if group)
+        from difflib import get_close_matches
+
+        close = get_close_matches(name, specs, n=1)
+        return f"{name}: unknown option" + (f"; did you mean {close[0]}?" if close else "; --help lists them all")
+    return " ".join(message.split())

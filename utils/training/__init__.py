@@ -1,0 +1,1 @@
+"""Training policies: optimizers, schedules, the learning-rate range test, preemption."""
