@@ -111,7 +111,9 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
     from sklearn.model_selection import train_test_split
 
     try:
-        rest, held_out = train_test_split(np.arange(len(labels)), test_size=fraction, stratify=labels, random_state=seed)
+        rest, held_out = train_test_split(
+            np.arange(len(labels)), test_size=fraction, stratify=labels, random_state=seed
+        )
     except ValueError as error:
         raise UserError(f"validation_fraction: {fraction} cannot be split off {len(labels)} images: {error}") from error
     return np.sort(rest), np.sort(held_out)
@@ -194,7 +196,9 @@ def _cifar(name: str, data_dir: Path, split: str) -> tuple[Split, tuple[str, ...
     try:
         source = _cifar_class(name)(str(data_dir), train=split == "train")
     except (RuntimeError, OSError) as error:
-        raise UserError(f"data_dir: {data_dir.resolve()} does not hold {name} (put {CIFAR_ARCHIVES[name]} there)") from error
+        raise UserError(
+            f"data_dir: {data_dir.resolve()} does not hold {name} (put {CIFAR_ARCHIVES[name]} there)"
+        ) from error
     return Split(source.data, np.asarray(source.targets, dtype=np.int64)), tuple(source.classes)
 
 
@@ -220,7 +224,9 @@ def _image_folder(root: Path, split: str, size: int, memory_fraction: float) -> 
     labels: list[int] = []
     for label, name in enumerate(classes):
         folder = folders[split] / name
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+        files = sorted(
+            path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        )
         if not files:
             raise UserError(f"data_dir: {folder} holds no image (looking for {', '.join(sorted(SUFFIXES))})")
         paths += files

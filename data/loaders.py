@@ -7,6 +7,7 @@ loader workers and micro-batches, and a resume inside an epoch needs nothing but
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch.utils.data import Dataset as TorchDataset
 from data.augmentation import Augmentation
 from data.datasets import Split
 
+IGNORED = -100  # the label that torch's cross-entropy gives no weight
 Key = tuple[int, int]  # (epoch, position in the split)
 
 
@@ -30,11 +32,24 @@ def rank_part(indices: np.ndarray, rank: int, world_size: int) -> np.ndarray:
     return np.array_split(indices, world_size)[rank]
 
 
+class Batch(NamedTuple):
+    """This rank's part of one step.
+
+    `images` are uint8 (n, size, size, 3), `labels` int64 (n,). `count` of them carry weight: n, or 0 for a rank that
+    has no image in this step and got one as a filler, labelled IGNORED. `global_count` is the count over all ranks.
+    """
+
+    images: Tensor
+    labels: Tensor
+    count: int
+    global_count: int
+
+
 class StepSampler:
     """For every remaining step of an epoch, the keys of the images that this rank works on.
 
-    A rank whose part is empty (a last batch with fewer images than processes) gets the batch's first image, so
-    that it takes part in the collective calls; the training loop gives it no weight (see TrainLoader).
+    A rank whose part is empty (a last batch with fewer images than processes) gets the batch's first image as a
+    filler, so that it takes part in the collective calls.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int, rank: int, world_size: int):
@@ -107,18 +122,15 @@ class TrainLoader:
         self._sampler = StepSampler(self.count, batch_size, seed, rank, world_size)
         self._loader = _torch_loader(_Batches(split, augmentation), self._sampler, num_workers, pin_memory)
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """Yields (images, labels, global_count) for each step from first_step on.
-
-        `images` are uint8 (n, size, size, 3) and `labels` int64 (n,), the part of this rank; `global_count` is the
-        number of images in the step over all ranks. Labels of -100 mark images without weight.
-        """
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Yields this rank's part of each step of an epoch, from first_step on."""
         self._sampler.epoch, self._sampler.first_step = epoch, first_step
         for step, (images, labels) in enumerate(self._loader, first_step):
             global_count = min(self.batch_size, self.count - step * self.batch_size)
-            if self.rank >= global_count:
-                labels = torch.full_like(labels, -100)
-            yield images, labels, global_count
+            filler = self.rank >= global_count
+            if filler:
+                labels = torch.full_like(labels, IGNORED)
+            yield Batch(images, labels, 0 if filler else len(labels), global_count)
 
 
 class EvaluationLoader:
@@ -129,7 +141,13 @@ class EvaluationLoader:
     """
 
     def __init__(
-        self, split: Split, rank: int = 0, world_size: int = 1, batch_size: int = 500, num_workers: int = 0, pin_memory: bool = False
+        self,
+        split: Split,
+        rank: int = 0,
+        world_size: int = 1,
+        batch_size: int = 500,
+        num_workers: int = 0,
+        pin_memory: bool = False,
     ):
         batches = [range(start, min(start + batch_size, len(split))) for start in range(0, len(split), batch_size)]
         self.count, self.batch_size = len(split), batch_size

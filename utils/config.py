@@ -24,7 +24,9 @@ from utils.errors import UserError
 Tracker = Literal["wandb", "tensorboard", "trackio", "none"]
 
 
-def option(default: Any, group: str, help: str, low: float | None = None, high: float | None = None, open: bool = False):
+def option(
+    default: Any, group: str, help: str, low: float | None = None, high: float | None = None, open: bool = False
+):
     """A field of a config: its default, its group and line in `--help`, and the range it must lie in.
 
     With `open` the lower bound itself is not allowed.
@@ -70,7 +72,11 @@ class TrainConfig(Config):
         0.0, "data", "share of the training set kept for validation, stratified and seeded", low=0.0, high=0.9
     )
     memory_fraction: float = option(
-        0.25, "data", "an image folder that needs more than this share of the free memory is read from disk", low=0.0, high=1.0
+        0.25,
+        "data",
+        "an image folder that needs more than this share of the free memory is read from disk",
+        low=0.0,
+        high=1.0,
     )
     num_workers: int | None = option(
         None, "data", "loader processes per training process; unset: 0 on a CPU, else up to 8", low=0
@@ -84,7 +90,7 @@ class TrainConfig(Config):
 
     model: str = option("resnet18", "model", "architecture")
     norm: Literal["batch", "group"] = option("batch", "model", "normalisation layer")
-    width: int = option(64, "model", "channels of the first stage", low=8)
+    width: int = option(64, "model", "channels of the first stage", low=16)  # at 8, oneDNN 3 corrupts memory (NHWC)
 
     epochs: int = option(20, "training", "passes over the training set", low=1)
     batch_size: int = option(512, "training", "images per optimizer step, over all processes and accumulation", low=1)
@@ -125,7 +131,9 @@ class TrainConfig(Config):
     )
     keep_checkpoints: int = option(2, "run", "newest checkpoints that are kept", low=1)
     log_every_steps: int = option(50, "run", "steps per training line in metrics.jsonl and the trackers", low=1)
-    trackers: list[Tracker] = option(["wandb"], "run", "wandb, tensorboard, trackio (several: wandb,tensorboard) or none")
+    trackers: list[Tracker] = option(
+        ["wandb"], "run", "wandb, tensorboard, trackio (several: wandb,tensorboard) or none"
+    )
     project_name: str = option("image-classification", "run", "project in the trackers")
     run_name: str | None = option(None, "run", "name in the trackers; unset: the name of output_dir")
     debug: bool = option(False, "run", "show tracebacks")
@@ -176,9 +184,7 @@ def read_config(kind: type[AnyConfig], argv: Sequence[str], description: str = "
         """Shows the defaults, and the description as it is written."""
 
     specs = {spec.name: spec for spec in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    parser = ArgumentParser(
-        description=description, exit_on_error=False, allow_abbrev=False, formatter_class=Help
-    )
+    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, formatter_class=Help)
     groups: dict[str, Any] = {}
     for spec in specs.values():
         help_line = spec.metadata["help"] + _help_suffix(spec)
@@ -190,7 +196,9 @@ def read_config(kind: type[AnyConfig], argv: Sequence[str], description: str = "
         default = spec.default if spec.default is not MISSING else spec.default_factory()
         extra: dict[str, Any] = {"nargs": "?", "const": True} if spec.type is bool else {}
         value_type = _name_list if typing.get_origin(spec.type) is list else spec.type
-        group.add_argument(f"--{spec.name}", type=value_type, default=default, help=help_line, metavar=_metavar(spec), **extra)
+        group.add_argument(
+            f"--{spec.name}", type=value_type, default=default, help=help_line, metavar=_metavar(spec), **extra
+        )
     parser.add_argument("--config", action="config", help="YAML file with options; the command line wins over it")
     try:
         values = parser.parse_args(_config_first(argv)).as_dict()
@@ -232,7 +240,11 @@ def _name_list(value: str | list[str]) -> list[str]:
 
 
 def _members(kind: Any) -> tuple[Any, ...]:
-    return typing.get_args(kind) if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union else (kind,)
+    return (
+        typing.get_args(kind)
+        if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
+        else (kind,)
+    )
 
 
 def _choices(kind: Any) -> list[str]:

@@ -109,7 +109,10 @@ def run_script(main: Callable[[Any], Any], config: Any) -> NoReturn:
         if config.debug or not (int(os.environ.get("WORLD_SIZE", 1)) > 1 and LOST_PEER.search(str(error))):
             raise
         rank = os.environ.get("RANK", "?")
-        leave(1, f"error: rank {rank} lost the connection to another process; `--resume auto` goes on from the last checkpoint")
+        leave(
+            1,
+            f"error: rank {rank} lost the connection to another process; --resume auto goes on from the last checkpoint",
+        )
     sys.exit(0)
 
 

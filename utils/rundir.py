@@ -1,0 +1,147 @@
+"""The run directory while a run is written: options, environment, metrics and trackers, checkpoints, summary.
+
+Only the main process touches the files; the other ranks call the same methods and learn the outcome.
+"""
+
+import dataclasses
+import json
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from utils.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint, write_checkpoint
+from utils.config import TrainConfig, write_config
+from utils.errors import SuiteError, UserError, one_line, together
+from utils.files import replace_file, to_json
+from utils.metrics import MetricsFile
+from utils.runtime import describe_environment
+from utils.tracking import start_trackers, track, track_summary
+
+
+class RunDirectory:
+    """`output_dir` of one run."""
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator):
+        self.config, self.accelerator = config, accelerator
+        self.path = Path(config.output_dir)
+        self.metrics = MetricsFile(self.path / "metrics.jsonl")
+        self.failed_save = ""
+        self._tracked_step = 0
+
+    # -- before training ----------------------------------------------------------------------------------------------
+
+    def find_resume(self, names: tuple[str, ...]) -> tuple[Path, dict[str, bytes]] | None:
+        """The checkpoint to go on from and its files, the same on every rank, or None for a fresh start.
+
+        Rank 0 alone reads it, so that machines need not share the folder.
+        """
+        found: list[Any] = [None]
+        with together(self.accelerator):
+            if self.accelerator.is_main_process:
+                self.path.mkdir(parents=True, exist_ok=True)
+                folder = self._resume_folder()
+                found = [(folder, read_checkpoint(folder, names))] if folder else [None]
+        return broadcast_object_list(found)[0]
+
+    def _resume_folder(self) -> Path | None:
+        root, resume = self.path / "checkpoints", self.config.resume
+        if resume == "auto":
+            return newest_checkpoint(root)
+        if resume == "never":
+            if list_checkpoints(root) or self.metrics.path.exists():
+                raise UserError(
+                    f"resume: {self.path} already holds a run; go on with --resume auto or choose another --output_dir"
+                )
+            return None
+        folder = Path(resume)
+        if not folder.is_dir():
+            raise UserError(f"resume: {resume} is not allowed; it must be auto, never or a checkpoint folder")
+        newer = [path for path in list_checkpoints(root) if path.name > folder.name]
+        if newer:
+            raise UserError(
+                f"resume: {self.path} holds newer checkpoints ({newer[-1].name}); choose another --output_dir"
+            )
+        return folder
+
+    def start(self, metrics_size: int, resumed_from: Path | None) -> None:
+        """Writes options and environment, cuts metrics.jsonl back to `metrics_size` bytes and opens the trackers."""
+        with together(self.accelerator):
+            if self.accelerator.is_main_process:
+                self._take_over_metrics(metrics_size, resumed_from)
+        self._start_trackers()
+
+    def _take_over_metrics(self, size: int, resumed_from: Path | None) -> None:
+        origin = resumed_from.resolve().parent.parent / "metrics.jsonl" if resumed_from else None
+        if origin and origin.exists() and origin != self.metrics.path.resolve():
+            self.metrics.path.write_bytes(origin.read_bytes()[:size])
+        # A tracker cannot forget: what it was told beyond the checkpoint will come again, equal, and is not repeated.
+        self._tracked_step = max((row["step"] for row in self.metrics.rows()), default=0)
+        self.metrics.truncate(size)
+
+    def _start_trackers(self) -> None:
+        accelerator, config = self.accelerator, self.config
+        options = dataclasses.asdict(config)
+        environment = describe_environment(accelerator)
+        if accelerator.is_main_process:
+            path = self.path / "environment.json"
+            before = json.loads(path.read_text()) if path.exists() else {}
+            environment["run_id"] = before.get("run_id", uuid.uuid4().hex[:8])
+            replace_file(path, to_json(environment))
+            write_config(config, self.path / "config.yaml")
+        start_trackers(
+            accelerator,
+            self.path,
+            config.project_name,
+            config.run_name or self.path.name,
+            environment.get("run_id", ""),
+            {**options, **{key: str(value) for key, value in environment.items() if key != "run_id"}},
+        )
+
+    # -- during training ----------------------------------------------------------------------------------------------
+
+    def log(self, split: str, step: int, epoch: int, loss: float, accuracy: float, **more: float) -> None:
+        """One line in metrics.jsonl, and the same values as `<split>/<key>` in the trackers."""
+        if not self.accelerator.is_main_process:
+            return
+        self.metrics.append({"step": step, "epoch": epoch, "split": split, "loss": loss, "accuracy": accuracy, **more})
+        if step > self._tracked_step:
+            values = {f"{split}/{key}": value for key, value in {"loss": loss, "accuracy": accuracy, **more}.items()}
+            track(self.accelerator, {**values, "epoch": epoch}, step)
+
+    def save_checkpoint(self, step: int, files: dict[str, bytes]) -> None:
+        """Writes a checkpoint. A full or lost disk costs a warning, not the run: the next save tries again."""
+        if not self.accelerator.is_main_process:
+            return
+        try:
+            write_checkpoint(self.path / "checkpoints", step, files, self.config.keep_checkpoints)
+            self.failed_save = ""
+        except OSError as error:
+            self.failed_save = one_line(error)
+            print(
+                f"warning: checkpoint at step {step} could not be written ({self.failed_save}); training goes on",
+                file=sys.stderr,
+            )
+
+    def last_checkpoint_name(self) -> str:
+        names = [path.name for path in list_checkpoints(self.path / "checkpoints")]
+        return names[-1] if names else "none"
+
+    # -- afterwards ---------------------------------------------------------------------------------------------------
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Writes summary.json; raises SuiteError if the last checkpoint could not be written."""
+        if self.accelerator.is_main_process:
+            replace_file(self.path / "summary.json", to_json(summary))
+        track_summary(self.accelerator, summary, summary["steps"])
+        if self.failed_save:
+            raise SuiteError(f"the last checkpoint could not be written ({self.failed_save})")
+
+    def close(self) -> None:
+        """Closes the trackers; on every rank, once."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.accelerator.trackers = []

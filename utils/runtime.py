@@ -1,0 +1,107 @@
+"""The machine under the program: processes, devices, threads, versions."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, is_torch_xla_available
+
+from utils.errors import UserError
+
+
+def create_accelerator(log_with: list[str] | None = None, project_dir: str | Path | None = None) -> Accelerator:
+    """The Accelerator of this launch: precision, processes and device are the launcher's.
+
+    Without any accelerator device the processes form a gloo group on the CPU. Raises UserError where the processes do
+    not form the group that they were started as, since each would silently train on its own.
+    """
+    if "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ:
+        raise UserError(
+            "accelerate launch was asked for several processes but started only one; on a CPU use "
+            "--config_file accelerate_configs/multi_cpu.yaml"
+        )
+    on_cpu = not torch.accelerator.is_available() and not is_torch_xla_available()
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        log_with=log_with or None,
+        project_config=ProjectConfiguration(project_dir=str(project_dir)) if project_dir else None,
+    )
+    started = int(os.environ.get("WORLD_SIZE", accelerator.num_processes))
+    if started != accelerator.num_processes:
+        raise UserError(
+            f"{started} processes were started but {accelerator.num_processes} found each other; "
+            "see accelerate_configs/"
+        )
+    if accelerator.device.type == "cpu":
+        torch.set_num_threads(max(1, available_cores() // local_world_size()))
+    elif accelerator.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    return accelerator
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def local_world_size() -> int:
+    """Training processes on this machine."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def default_workers(accelerator: Accelerator) -> int:
+    """Loader processes per training process: on a CPU they would only take cores from the training."""
+    if accelerator.device.type == "cpu":
+        return 0
+    return min(8, max(1, available_cores() // local_world_size() - 1))
+
+
+def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
+    """What a reader needs to judge or repeat a run: environment.json."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "torchvision", "accelerate", "albumentations", "grad-cam", "numpy", "wandb"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    device = accelerator.device
+    return {
+        "versions": versions,
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain")),
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name(),
+        "cores": available_cores(),
+        "threads": torch.get_num_threads(),
+        "world_size": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+        "platform": platform.platform(),
+        "command": [Path(sys.executable).name, *sys.argv],
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

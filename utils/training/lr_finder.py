@@ -1,0 +1,78 @@
+"""The learning-rate range test (Smith 2015, arXiv:1506.01186): on training batches only."""
+
+import csv
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+SMOOTHING = 0.9  # of the exponential mean of the loss
+DIVERGED = 2.0  # the test ends when the smoothed loss is this many times its lowest value
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """Learning rates, the loss of the step taken with each, its exponential mean, and the suggestion."""
+
+    rates: list[float]
+    losses: list[float]
+    smoothed: list[float]
+    suggestion: float
+
+
+def range_test(
+    step: Callable[[float], float], lowest: float = 1e-4, highest: float = 10.0, steps: int = 100
+) -> RangeTest:
+    """Takes up to `steps` optimizer steps at exponentially growing rates.
+
+    Args:
+        step: takes one update at the given learning rate and returns the batch's mean loss before it.
+    """
+    rates: list[float] = []
+    losses: list[float] = []
+    smoothed: list[float] = []
+    mean = 0.0
+    for position in range(steps):
+        rate = lowest * (highest / lowest) ** (position / (steps - 1))
+        loss = step(rate)
+        if not math.isfinite(loss):
+            break
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+        rates.append(rate)
+        losses.append(loss)
+        smoothed.append(mean / (1 - SMOOTHING ** (position + 1)))
+        if position > steps // 10 and smoothed[-1] > DIVERGED * min(smoothed):
+            break
+    return RangeTest(rates, losses, smoothed, suggest(rates, smoothed))
+
+
+def suggest(rates: list[float], smoothed: list[float]) -> float:
+    """A third of the rate at which the smoothed loss is lowest.
+
+    The steepest point of a noisy curve jumps between seeds; the minimum of the smoothed one does not.
+    """
+    lowest = min(range(len(smoothed)), key=smoothed.__getitem__)
+    return rates[lowest] / 3
+
+
+def write_range_test(test: RangeTest, folder: Path) -> None:
+    """lr_finder.csv and lr_finder.png."""
+    with open(folder / "lr_finder.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["lr", "loss", "smoothed_loss"])
+        writer.writerows(zip(test.rates, test.losses, test.smoothed, strict=True))
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot(test.rates, test.losses, color="0.75", linewidth=1, label="loss of each step")
+    axes.plot(test.rates, test.smoothed, color="tab:blue", label="smoothed")
+    axes.axvline(test.suggestion, color="tab:orange", linestyle="--", label=f"suggestion {test.suggestion:.2g}")
+    axes.set(xscale="log", xlabel="learning rate (log scale)", ylabel="training loss", title="Learning-rate range test")
+    low, high = min(test.smoothed), max(test.smoothed[: max(1, len(test.smoothed) // 3)])
+    axes.set_ylim(low - 0.15 * (high - low), high + 0.6 * (high - low))
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(folder / "lr_finder.png", dpi=200)

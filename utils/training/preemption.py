@@ -1,0 +1,60 @@
+"""Stopping on SIGTERM and SIGINT: every rank at the same step, after saving."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+
+import torch
+import torch.distributed
+from accelerate import Accelerator
+
+from utils.errors import leave
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+REPEAT_SECONDS = 1.0  # Ctrl-C reaches a rank from the terminal and again from the launcher's agent; that is one request
+
+
+class StopRequest:
+    """Notes stop signals, and lets all ranks agree on them at a step boundary. Use as a context manager.
+
+    A second SIGINT ends the process at once.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.signum = 0
+        self._noted_at = 0.0
+        self._before: dict[int, object] = {}
+        self._group = None
+        self._many = accelerator.num_processes > 1
+        if self._many and torch.distributed.get_backend() != "gloo":
+            # On the CPU, so that asking at every step never waits for the device.
+            self._group = torch.distributed.new_group(backend="gloo")
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {signum: signal.signal(signum, self._note) for signum in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)  # type: ignore[arg-type]
+
+    def _note(self, signum: int, _frame: FrameType | None) -> None:
+        from_agent = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._noted_at < REPEAT_SECONDS
+        if self.signum and signum == signal.SIGINT and not from_agent:
+            leave(128 + signal.SIGINT, "interrupted twice: stopped at once, nothing was saved")
+        if not self.signum:
+            self.signum, self._noted_at = signum, time.monotonic()
+            if int(os.environ.get("RANK", 0)) == 0:
+                print(f"\n{signal.Signals(signum).name} received: saving, then stopping", file=sys.stderr)
+
+    def agreed(self) -> int:
+        """The signal to stop for, the same on every rank, or 0. To be called on every rank at the same step."""
+        if not self._many:
+            return self.signum
+        flag = torch.tensor(self.signum)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self._group)
+        return int(flag)
