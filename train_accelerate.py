@@ -2,7 +2,7 @@
 
     accelerate launch train_accelerate.py                                      # ResNet-18 on CIFAR-10, 20 epochs
     accelerate launch train_accelerate.py --config recipes/digits.yaml         # minutes on a laptop, no download
-    accelerate launch --config_file accelerate_configs/multi_gpu.yaml train_accelerate.py --output_dir runs/eight_gpus
+    accelerate launch --config_file accelerate_configs/multi_gpu.yaml train_accelerate.py --output_dir runs/gpus
 
 The same command goes on after a stop. `python analyze.py RUN` looks at the result.
 """
@@ -14,7 +14,7 @@ if __name__ == "__main__":  # --help and mistaken options are answered before th
 
 import contextlib
 import time
-from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,62 +24,38 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data.augmentation import Augmentation
-from data.datasets import Dataset, Split, download, load_dataset
-from data.loaders import IGNORED, Batch, EvaluationLoader, TrainLoader, to_input
+from data.datasets import download, load_dataset
+from data.loaders import Batch, TrainLoader, to_input
 from models import create_model
-from utils.checkpoint import ModelConfig, export_model
-from utils.errors import Interrupted, SuiteError, run_script, together
-from utils.evaluation import predict
-from utils.metrics import RunningMean, Scores, score
+from utils.checkpoint import export_model
+from utils.errors import Interrupted, run_script, together
+from utils.metrics import RunningMean, Scores
 from utils.rundir import RunDirectory
 from utils.runtime import create_accelerator, default_workers
 from utils.tracking import configured_trackers
-from utils.training.lr_finder import RangeTest, range_test, write_range_test
+from utils.training.lr_finder import range_test, write_range_test
+from utils.training.micro_batch import fit_micro_batch_size, micro_batches
 from utils.training.optimizers import create_optimizer, set_learning_rate
 from utils.training.preemption import StopRequest
-from utils.training.schedules import learning_rate_factor
-from utils.training.state import FILES, TrainState, pack, unpack
+from utils.training.run import Run, describe_model
+from utils.training.state import FILES, TrainState, unpack
 
 
-@dataclass
-class Run:
-    """Everything that one training works with.
-
-    `model` is the bare model, which is evaluated and saved; `trained` is the same model as gradients see it, compiled
-    and in DDP. Both compute in the precision of the launch. `best` holds the weights of the best validation epoch.
-    """
-
-    config: TrainConfig
-    accelerator: Accelerator
-    directory: RunDirectory
-    data: Dataset
-    loader: TrainLoader
-    model: nn.Module
-    trained: nn.Module
-    optimizer: torch.optim.Optimizer
-    mean: Tensor
-    std: Tensor
-    window: RunningMean
-    epoch_sums: RunningMean
-    state: TrainState = field(default_factory=TrainState)
-    best: dict[str, Tensor] | None = None
-
-
-def main(config: TrainConfig) -> dict:
-    """Trains from `config`, or goes on with what is in its output_dir; returns the content of summary.json."""
+def main(config: TrainConfig) -> dict[str, Any]:
+    """Trains from `config`, or goes on with what its output_dir holds; returns the content of summary.json."""
     accelerator = create_accelerator(configured_trackers(config.trackers), config.output_dir)
     with StopRequest(accelerator) as stop:
         run = set_up(config, accelerator)
         try:
             if run.state.step == 0 and (config.find_lr or config.lr == "auto"):
                 find_learning_rate(run)
-            test_scores = None
-            while run.state.epoch < config.epochs and run.state.step < last_step(run):
+            scores = None
+            while run.state.evaluated_step < run.last_step:
                 started = time.perf_counter()
                 train_epoch(run, stop)
-                test_scores = evaluate_epoch(run, stop, started)
-                save(run)
-            summary = finish(run, test_scores)
+                scores = evaluate_epoch(run, stop, started)
+                run.save()
+            summary = finish(run, scores)
         finally:
             run.directory.close()
     accelerator.end_training()
@@ -87,7 +63,8 @@ def main(config: TrainConfig) -> dict:
 
 
 def set_up(config: TrainConfig, accelerator: Accelerator) -> Run:
-    """Data, model and optimizer, fresh or from the checkpoint to go on from."""
+    """Data, model and optimizer, fresh or as in the checkpoint to go on from."""
+    device, rank, world_size = accelerator.device, accelerator.process_index, accelerator.num_processes
     with together(accelerator):
         if accelerator.is_local_main_process:
             download(config.dataset, config.data_dir)
@@ -102,252 +79,211 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Run:
         )
         torch.manual_seed(config.seed)
         model = create_model(config.model, len(data.class_names), norm=config.norm, width=config.width)
-    device = accelerator.device
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    model = model.to(device, memory_format=layout)
-    if device.type == "cuda" and accelerator.num_processes > 1:
+    augmentation = Augmentation(
+        data.image_size, config.crop_padding, config.horizontal_flip, config.cutout, data.mean, config.seed
+    )
+    workers = default_workers(accelerator) if config.num_workers is None else config.num_workers
+    pinned = device.type == "cuda"
+    loader = TrainLoader(data.train, augmentation, config.batch_size, config.seed, rank, world_size, workers, pinned)
+
+    model = model.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+    if device.type == "cuda" and world_size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     optimizer = create_optimizer(
         config.optimizer, model, config.momentum, config.nesterov, config.weight_decay, config.decay_norm_and_bias
     )
 
     directory = RunDirectory(config, accelerator)
-    state, best, resumed_from = TrainState(learning_rate=0.0 if config.lr == "auto" else config.lr), None, None
+    state, best, source = TrainState(learning_rate=0.0 if config.lr == "auto" else config.lr), None, None
     if found := directory.find_resume(FILES):
-        resumed_from, files = found
+        source, files = found
         with together(accelerator):
-            state, scaler_state, best = unpack(
-                files, resumed_from, config, model_config(config, data), model, optimizer, len(data.train)
-            )
-        if accelerator.scaler is not None and scaler_state:
-            accelerator.scaler.load_state_dict(scaler_state)
-        accelerator.print(f"resumed from {resumed_from} (step {state.step})")
-    directory.start(state.metrics_size, resumed_from)
+            description = describe_model(config, data)
+            state, scaler, best = unpack(files, source, config, description, model, optimizer, len(data.train))
+        if accelerator.scaler is not None and scaler:
+            accelerator.scaler.load_state_dict(scaler)
+        accelerator.print(f"resumed from {source} (step {state.step})")
 
-    trained, optimizer = accelerator.prepare(torch.compile(model) if config.compile else model, optimizer)
-    run = Run(
-        config,
-        accelerator,
-        directory,
-        data,
-        TrainLoader(
-            data.train,
-            Augmentation(
-                data.image_size, config.crop_padding, config.horizontal_flip, config.cutout, data.mean, config.seed
-            ),
-            config.batch_size,
-            config.seed,
-            accelerator.process_index,
-            accelerator.num_processes,
-            workers(config, accelerator),
-            pin_memory=device.type == "cuda",
-        ),
-        model,
-        trained,
-        optimizer,
-        torch.tensor(data.mean, device=device),
-        torch.tensor(data.std, device=device),
-        RunningMean(device),
-        RunningMean(device),
-        state,
-        best,
-    )
-    for sums, rows in ((run.window, state.window), (run.epoch_sums, state.epoch_sums)):
-        if rows:
-            sums.restore(rows, accelerator.process_index, accelerator.num_processes)
-    return run
+    micro_batch_size = config.micro_batch_size
+    if micro_batch_size is None and device.type != "cpu":  # on a CPU, memory that runs out raises nothing to act on
+        part = -(-min(config.batch_size, loader.count) // world_size)
+        micro_batch_size = fit_micro_batch_size(accelerator, model, part, data.image_size)
+    directory.start(state.metrics_size, source)
+    trained, optimizer = accelerator.prepare(model, optimizer)
+    if config.compile:
+        trained = torch.compile(trained)
+    window, epoch_sums = RunningMean(device), RunningMean(device)
+    window.restore(state.window, rank, world_size)
+    epoch_sums.restore(state.epoch_sums, rank, world_size)
+    mean, std = torch.tensor(data.mean, device=device), torch.tensor(data.std, device=device)
+    return Run(
+        config, accelerator, directory, data, loader, model, trained, optimizer,
+        micro_batch_size, mean, std, window, epoch_sums, state, best,
+    )  # fmt: skip
 
 
 def train_epoch(run: Run, stop: StopRequest) -> None:
     """Trains from where the run is to the end of the epoch, or to max_steps."""
     config, state = run.config, run.state
+    final = min(run.epoch_end, run.last_step)
     first_step = state.step - state.epoch * run.loader.steps_per_epoch
-    final = min((state.epoch + 1) * run.loader.steps_per_epoch, last_step(run))
-    if state.step >= final:  # stopped while this epoch was being evaluated
-        return
     bar = tqdm(
         desc=f"epoch {state.epoch + 1}/{config.epochs}",
         total=run.loader.steps_per_epoch,
         initial=first_step,
         unit="step",
         leave=False,
-        disable=None if run.accelerator.is_main_process else True,
+        disable=None if run.accelerator.is_main_process else True,  # None: quiet where there is no terminal
     )
-    window_started = started = time.perf_counter()
-    images_before = 0
-    for batch in run.loader.epoch(state.epoch, first_step):
-        rate = learning_rate(run)
+    batches = run.loader.epoch(state.epoch, first_step)
+    started = window_started = time.perf_counter()
+    images = 0
+    while state.step < final:
+        batch, rate = next(batches), run.learning_rate()
         run.window.add(*train_step(run, batch, rate), batch.count)
         state.step += 1
-        images_before += batch.global_count
+        images += batch.global_count
         bar.update()
         if state.step % config.log_every_steps == 0 or state.step == final:
             loss, accuracy, _ = run.window.mean(run.accelerator)
+            run.check_finite(loss)
             now = time.perf_counter()
-            speed = images_before / (now - window_started)
-            check_finite(run, loss, rate)
-            run.directory.log(
-                "train", state.step, state.epoch + 1, loss, accuracy, lr=rate, images_per_second=round(speed, 1)
-            )
-            bar.set_postfix(
-                loss=f"{loss:.3f}", accuracy=f"{accuracy:.3f}", lr=f"{rate:.2g}", images_per_second=f"{speed:.0f}"
-            )
+            speed = round(images / (now - window_started), 1)
+            window_started, images = now, 0
+            run.directory.log("train", state.step, state.epoch + 1, loss, accuracy, lr=rate, images_per_second=speed)
+            bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.2%}, lr {rate:.3g}, {speed:.0f} images/s")
             run.epoch_sums.merge(run.window)
             run.window.reset()
-            window_started, images_before = now, 0
         signum = stop.agreed()
-        if signum or (
-            config.checkpoint_every_steps and state.step % config.checkpoint_every_steps == 0 and state.step < final
-        ):
+        due = config.checkpoint_every_steps and state.step % config.checkpoint_every_steps == 0 and state.step < final
+        if signum or due:
             paused = time.perf_counter()
             state.train_seconds += paused - started
-            save(run)
+            run.save()
             if signum:
                 bar.close()
-                raise Interrupted(signum, f"stopped at step {state.step}, saved in {config.output_dir}")
+                raise Interrupted(signum, f"stopped at step {state.step}; the same command goes on")
             started = time.perf_counter()
             window_started += started - paused
-        if state.step == final:
-            break
     state.train_seconds += time.perf_counter() - started
     bar.close()
 
 
 def train_step(run: Run, batch: Batch, rate: float) -> tuple[Tensor, Tensor]:
-    """One optimizer step over the global batch; returns this rank's loss sum and number of correct predictions.
+    """One optimizer step over the global batch; returns this rank's sum of losses and number of hits.
 
-    The gradient is the mean over the global batch, whatever its parts: each loss is a sum divided by the global count,
-    and DDP's mean over ranks is undone by the factor world_size.
+    The gradient is the mean over the global batch however it is divided: each loss is a sum divided by the global
+    count, and the factor world_size undoes DDP's mean over the ranks.
     """
     accelerator, config = run.accelerator, run.config
-    torch.manual_seed(
-        int(np.random.SeedSequence([config.seed, run.state.step, accelerator.process_index]).generate_state(1)[0])
-    )
+    torch.manual_seed(_derived_seed(config.seed, run.state.step, accelerator.process_index))
     set_learning_rate(run.optimizer, rate)
     inputs = to_input(batch.images, run.mean, run.std, config.channels_last)
     labels = batch.labels.to(accelerator.device, non_blocking=True)
-    parts = micro_batches(inputs, labels, batch.global_count, config.micro_batch_size, accelerator.num_processes)
-    loss_sum = torch.zeros((), device=accelerator.device)
-    correct = torch.zeros((), device=accelerator.device)
-    for position, (part, part_labels) in enumerate(parts):
-        last = position == len(parts) - 1
+    pieces = micro_batches(inputs, labels, batch.global_count, run.micro_batch_size, accelerator.num_processes)
+    scale = accelerator.num_processes / batch.global_count
+    loss_sum, hits = torch.zeros(2, device=accelerator.device)
+    for position, (images, targets) in enumerate(pieces):
+        last = position == len(pieces) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(run.trained):
-            logits = run.trained(part)
-            objective = F.cross_entropy(logits, part_labels, reduction="sum", label_smoothing=config.label_smoothing)
-            accelerator.backward(objective * (accelerator.num_processes / batch.global_count))
+            logits = run.trained(images)
+            loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=config.label_smoothing)
+            accelerator.backward(loss * scale)
         with torch.no_grad():  # reported without label smoothing, so that train and test can be compared
-            loss_sum += F.cross_entropy(logits, part_labels, reduction="sum")
-            correct += (logits.argmax(1) == part_labels).sum()
+            loss_sum += F.cross_entropy(logits, targets, reduction="sum")
+            hits += (logits.argmax(1) == targets).sum()
     if config.grad_clip_norm is not None:
         accelerator.clip_grad_norm_(run.trained.parameters(), config.grad_clip_norm)
     run.optimizer.step()
     run.optimizer.zero_grad()
-    return loss_sum, correct
+    return loss_sum, hits
 
 
-def micro_batches(
-    inputs: Tensor, labels: Tensor, global_count: int, micro_batch_size: int | None, world_size: int
-) -> list[tuple[Tensor, Tensor]]:
-    """Splits a rank's part into equally many pieces on every rank; a piece without images is a filler without weight."""
-    largest_part = -(-global_count // world_size)
-    count = -(-largest_part // micro_batch_size) if micro_batch_size else 1
-    pieces = zip(inputs.tensor_split(count), labels.tensor_split(count), strict=True)
-    filler = inputs[:1], torch.full_like(labels[:1], IGNORED)
-    return [piece if len(piece[1]) else filler for piece in pieces]
+def _derived_seed(*entropy: int) -> int:
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
 def evaluate_epoch(run: Run, stop: StopRequest, started: float) -> Scores:
     """Scores the test split, and the validation split where there is one, and prints the epoch's line."""
-    config, state, accelerator = run.config, run.state, run.accelerator
-    epoch = state.epoch + 1
+    state, epoch = run.state, run.state.epoch + 1
 
     def stop_if_asked() -> None:
         if signum := stop.agreed():
-            save(run)
-            raise Interrupted(signum, f"stopped while evaluating after step {state.step}, saved in {config.output_dir}")
+            run.save()
+            raise Interrupted(
+                signum, f"stopped after step {state.step}, before its evaluation; the same command goes on"
+            )
 
-    validation = evaluate(run, run.data.validation, stop_if_asked) if run.data.validation else None
-    test = evaluate(run, run.data.test, stop_if_asked)
+    validation = run.evaluate(run.data.validation, stop_if_asked) if run.data.validation else None
+    test = run.evaluate(run.data.test, stop_if_asked)
+    held_out = ""
     if validation:
+        held_out = f"  validation loss {validation.loss:.4f} accuracy {validation.accuracy:.2%}"
         run.directory.log("validation", state.step, epoch, validation.loss, validation.accuracy)
         if state.best_accuracy is None or validation.accuracy > state.best_accuracy:
             state.best_accuracy = validation.accuracy
             run.best = {name: tensor.detach().cpu().clone() for name, tensor in run.model.state_dict().items()}
     run.directory.log("test", state.step, epoch, test.loss, test.accuracy)
-    train_loss, train_accuracy, _ = run.epoch_sums.mean(accelerator)
-    held_out = f"  validation loss {validation.loss:.4f} accuracy {validation.accuracy:.2%}" if validation else ""
-    accelerator.print(
-        f"epoch {epoch}/{config.epochs}  train loss {train_loss:.4f} accuracy {train_accuracy:.2%}{held_out}  "
-        f"test loss {test.loss:.4f} accuracy {test.correct}/{test.count} ({test.accuracy:.2%})  {time.perf_counter() - started:.1f} s"
+    train_loss, train_accuracy, _ = run.epoch_sums.mean(run.accelerator)
+    run.accelerator.print(
+        f"epoch {epoch}/{run.config.epochs}  train loss {train_loss:.4f} accuracy {train_accuracy:.2%}{held_out}"
+        f"  test loss {test.loss:.4f} accuracy {test.correct}/{test.count} ({test.accuracy:.2%})"
+        f"  {time.perf_counter() - started:.1f} s"
     )
-    if state.step == epoch * run.loader.steps_per_epoch:
+    state.evaluated_step = state.step
+    if state.step == run.epoch_end:
         state.epoch = epoch
         run.epoch_sums.reset()
     return test
 
 
-def evaluate(run: Run, split: Split, between_batches=lambda: None) -> Scores:
-    """Scores of the model as it is on a split."""
-    accelerator = run.accelerator
-    loader = EvaluationLoader(
-        split, accelerator.process_index, accelerator.num_processes, num_workers=workers(run.config, accelerator)
-    )
-    logits = predict(
-        accelerator, run.model, loader, run.mean, run.std, run.config.channels_last, "evaluating", between_batches
-    )
-    return score(logits, torch.from_numpy(split.labels))
-
-
 def find_learning_rate(run: Run) -> None:
     """Runs the range test on training batches, restores model and optimizer, and takes its rate if `lr` is auto."""
-    config, accelerator = run.config, run.accelerator
+    accelerator = run.accelerator
     weights = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
-    scaler_state = accelerator.scaler.state_dict() if accelerator.scaler else None
-    batches = (batch for epoch in range(config.epochs, 2**31) for batch in run.loader.epoch(epoch))
+    scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
+    unused_epochs = range(run.config.epochs, 2**31)
+    batches = (batch for epoch in unused_epochs for batch in run.loader.epoch(epoch))
 
     def step(rate: float) -> float:
-        batch = next(batches)
-        loss = RunningMean(accelerator.device)
-        loss.add(*train_step(run, batch, rate), batch.count)
-        return loss.mean(accelerator)[0]
+        batch, mean = next(batches), RunningMean(accelerator.device)
+        mean.add(*train_step(run, batch, rate), batch.count)
+        return mean.mean(accelerator)[0]
 
-    test: RangeTest = range_test(step)
+    test = range_test(step)
     run.model.load_state_dict(weights)
     run.optimizer.state.clear()
-    if scaler_state:
-        accelerator.scaler.load_state_dict(scaler_state)
-    if config.lr == "auto":
+    if scaler:
+        accelerator.scaler.load_state_dict(scaler)
+    if run.config.lr == "auto":
         run.state.learning_rate = test.suggestion
-    accelerator.print(
-        f"learning-rate range test: {test.suggestion:.3g} suggested, training with {run.state.learning_rate:.3g}"
-    )
+    accelerator.print(f"range test suggests {test.suggestion:.3g}; training with {run.state.learning_rate:.3g}")
     if accelerator.is_main_process:
         write_range_test(test, run.directory.path)
 
 
-def finish(run: Run, test_scores: Scores | None) -> dict:
-    """Exports the model that is reported, the best on validation where there is such a split, and writes the summary."""
+def finish(run: Run, scores: Scores | None) -> dict[str, Any]:
+    """Exports the reported model, the last or the best on the validation split, and writes the summary."""
     config, state, accelerator = run.config, run.state, run.accelerator
     if run.best is not None:
         run.model.load_state_dict(run.best)
-    if run.best is not None or test_scores is None:
-        test_scores = evaluate(run, run.data.test)
+    if run.best is not None or scores is None:
+        scores = run.evaluate(run.data.test)
     with together(accelerator):
         if accelerator.is_main_process:
-            export_model(run.directory.path / "model", model_config(config, run.data), run.model.state_dict())
-    trained_images = (
-        state.epoch * len(run.data.train) + (state.step - state.epoch * run.loader.steps_per_epoch) * config.batch_size
-    )
+            export_model(run.directory.path / "model", run.model_config, run.model.state_dict())
+    rest = state.step - state.epoch * run.loader.steps_per_epoch
+    images = state.epoch * run.loader.count + rest * config.batch_size
     summary = {
-        "test_accuracy": test_scores.accuracy,
-        "test_loss": test_scores.loss,
-        "test_count": test_scores.count,
-        "per_class_accuracy": dict(zip(run.data.class_names, test_scores.per_class_accuracy, strict=True)),
+        "test_accuracy": scores.accuracy,
+        "test_loss": scores.loss,
+        "test_count": scores.count,
+        "per_class_accuracy": dict(zip(run.data.class_names, scores.per_class_accuracy, strict=True)),
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
         "steps": state.step,
         "epochs": state.epoch,
         "train_seconds": round(state.train_seconds, 3),
-        "images_per_second": round(trained_images / state.train_seconds, 1) if state.train_seconds else 0.0,
+        "images_per_second": round(images / state.train_seconds, 1) if state.train_seconds else None,
         "world_size": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
         "seed": config.seed,
@@ -356,63 +292,10 @@ def finish(run: Run, test_scores: Scores | None) -> dict:
     }
     run.directory.finish(summary)
     accelerator.print(
-        f"test accuracy {test_scores.correct}/{test_scores.count} ({test_scores.accuracy:.2%}) after {state.step} steps and "
+        f"test accuracy {scores.correct}/{scores.count} ({scores.accuracy:.2%}), {state.step} steps in "
         f"{state.train_seconds:.1f} s of training; next: python analyze.py {config.output_dir}"
     )
     return summary
-
-
-def save(run: Run) -> None:
-    """Writes a checkpoint of the run as it stands, on every rank at the same step."""
-    state, accelerator = run.state, run.accelerator
-    state.window, state.epoch_sums = run.window.state(accelerator), run.epoch_sums.state(accelerator)
-    check_finite(run, sum(row[0] for row in state.window), learning_rate(run))
-    if accelerator.is_main_process:
-        state.metrics_size = run.directory.metrics.size()
-        scaler_state = accelerator.scaler.state_dict() if accelerator.scaler else None
-        files = pack(
-            state,
-            run.config,
-            model_config(run.config, run.data),
-            run.model,
-            run.optimizer,
-            scaler_state,
-            run.best,
-            len(run.data.train),
-        )
-        run.directory.save_checkpoint(state.step, files)
-
-
-def check_finite(run: Run, loss: float, rate: float) -> None:
-    """Raises where the loss or the weights are no numbers any more; the last checkpoint is from before."""
-    if np.isfinite(loss) and all(bool(torch.isfinite(parameter).all()) for parameter in run.model.parameters()):
-        return
-    raise SuiteError(
-        f"the loss is not finite any more at step {run.state.step} (learning rate {rate:.3g}); last good checkpoint: "
-        f"{run.directory.last_checkpoint_name()}; try a lower --lr or --grad_clip_norm 1",
-        silent=not run.accelerator.is_main_process,
-    )
-
-
-def learning_rate(run: Run) -> float:
-    """The rate of the next step."""
-    config, total = run.config, run.config.epochs * run.loader.steps_per_epoch
-    return run.state.learning_rate * learning_rate_factor(
-        config.schedule, min(run.state.step, total - 1), total, config.warmup_fraction
-    )
-
-
-def last_step(run: Run) -> int:
-    return min(run.config.epochs * run.loader.steps_per_epoch, run.config.max_steps or 2**62)
-
-
-def workers(config: TrainConfig, accelerator: Accelerator) -> int:
-    return default_workers(accelerator) if config.num_workers is None else config.num_workers
-
-
-def model_config(config: TrainConfig, data: Dataset) -> ModelConfig:
-    arguments = {"norm": config.norm, "width": config.width}
-    return ModelConfig(config.model, arguments, data.class_names, data.image_size, data.mean, data.std)
 
 
 if __name__ == "__main__":

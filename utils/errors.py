@@ -111,7 +111,7 @@ def run_script(main: Callable[[Any], Any], config: Any) -> NoReturn:
         rank = os.environ.get("RANK", "?")
         leave(
             1,
-            f"error: rank {rank} lost the connection to another process; --resume auto goes on from the last checkpoint",
+            f"error: rank {rank} lost another process; --resume auto goes on from the last checkpoint",
         )
     sys.exit(0)
 

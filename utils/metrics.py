@@ -41,7 +41,9 @@ class RunningMean:
         return accelerator.gather(self.sums[None]).tolist()
 
     def restore(self, rows: list[list[float]], rank: int, world_size: int) -> None:
-        """Takes this rank's row; with another number of processes, rank 0 takes the sum of all."""
+        """Takes this rank's row; with another number of processes, rank 0 takes the sum of all. No rows: nothing."""
+        if not rows:
+            return
         table = torch.tensor(rows, dtype=self.sums.dtype)
         mine = table[rank] if len(table) == world_size else table.sum(0) * (rank == 0)
         self.sums.copy_(mine)

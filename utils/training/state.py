@@ -37,6 +37,7 @@ class TrainState:
     Attributes:
         step: finished optimizer steps.
         epoch: finished epochs, their evaluation included.
+        evaluated_step: the step after which the last evaluation was made.
         learning_rate: the peak rate (of the range test where `lr` is auto).
         train_seconds: spent in training steps, over all resumes.
         best_accuracy: highest validation accuracy so far, where there is a validation split.
@@ -47,6 +48,7 @@ class TrainState:
 
     step: int = 0
     epoch: int = 0
+    evaluated_step: int = 0
     learning_rate: float = 0.0
     train_seconds: float = 0.0
     best_accuracy: float | None = None

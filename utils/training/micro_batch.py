@@ -1,0 +1,68 @@
+"""A rank's part of a global batch in pieces that fit into memory; the global batch never changes."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from data.loaders import IGNORED
+from utils.errors import EnvironmentFault
+
+
+def micro_batches(
+    inputs: Tensor, labels: Tensor, global_count: int, micro_batch_size: int | None, world_size: int
+) -> Sequence[tuple[Tensor, Tensor]]:
+    """Splits a rank's part of a step into equally many pieces on every rank.
+
+    A piece for which a rank has no image left is a filler without weight, labelled IGNORED.
+    """
+    largest_part = -(-global_count // world_size)
+    count = -(-largest_part // micro_batch_size) if micro_batch_size else 1
+    pieces = zip(inputs.tensor_split(count), labels.tensor_split(count), strict=True)
+    filler = inputs[:1], torch.full_like(labels[:1], IGNORED)
+    return [piece if len(piece[1]) else filler for piece in pieces]
+
+
+def fit_micro_batch_size(accelerator: Accelerator, model: nn.Module, part: int, image_size: int) -> int:
+    """The largest of part, part / 2, part / 4, ... images that a training step of `model` has memory for.
+
+    All ranks agree on the smallest that any of them found. Call it before the model is prepared: in DDP the ranks would
+    wait for each other in a backward pass that one of them cannot finish.
+    """
+
+    def attempt(size: int) -> None:
+        # What training will hold beside the activations: gradients in DDP's buckets and two optimizer moments.
+        reserve = [torch.empty_like(parameter) for parameter in model.parameters() for _ in range(3)]
+        images = torch.zeros(size, 3, image_size, image_size, device=accelerator.device)
+        labels = torch.zeros(size, dtype=torch.long, device=accelerator.device)
+        with accelerator.autocast():
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        del reserve
+
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        size = largest_that_fits(attempt, part)
+    finally:
+        model.zero_grad(set_to_none=True)
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+        clear_device_cache(garbage_collection=True)
+    return int(accelerator.gather(torch.tensor([size], device=accelerator.device)).min())
+
+
+def largest_that_fits(attempt: Callable[[int], None], size: int) -> int:
+    """Halves `size` until `attempt(size)` raises no out-of-memory error; other errors pass through."""
+    while size >= 1:
+        try:
+            attempt(size)
+            return size
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            clear_device_cache(garbage_collection=True)
+            size = size // 2
+    raise EnvironmentFault("not even one image at a time fits into the memory of the device; choose a smaller model")
