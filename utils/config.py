@@ -6,6 +6,7 @@ stops with one line that names the option, the value and what is allowed. Nothin
 """
 
 import dataclasses
+import itertools
 import math
 import re
 import sys
@@ -20,6 +21,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from utils.errors import UserError
+from utils.files import replace_file
 
 Tracker = Literal["wandb", "tensorboard", "trackio", "none"]
 
@@ -38,17 +40,16 @@ def option(
 
 
 class Config:
-    """Checks every field's range; raises UserError naming the option, the value and what is allowed."""
+    """Checks every field's type and range; raises UserError naming the option, the value and what is allowed.
+
+    A config built in a notebook is held to the same as one from the command line.
+    """
 
     def __post_init__(self) -> None:
         for spec in dataclasses.fields(self):  # type: ignore[arg-type]
             value, low, high = getattr(self, spec.name), spec.metadata["low"], spec.metadata["high"]
-            choices = _choices(spec.type)
-            values = value if isinstance(value, list) else [value]
-            if choices and not _accepts_numbers(spec.type):
-                for entry in values:
-                    if entry not in choices and not (entry is None and type(None) in typing.get_args(spec.type)):
-                        raise UserError(f"{spec.name}: {entry!r} is not allowed; choose from {', '.join(choices)}")
+            if not _fits(value, spec.type):
+                raise UserError(_not_allowed(spec, value))
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{spec.name}: {value} is not allowed; it must be a finite number")
             if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -140,6 +141,8 @@ class TrainConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.trackers or len(set(self.trackers)) < len(self.trackers):
+            raise UserError(f"trackers: {self.trackers} is not allowed; name each tracker once, or none")
         if "none" in self.trackers and len(self.trackers) > 1:
             raise UserError(f"trackers: {','.join(self.trackers)} is not allowed; none stands alone")
         if self.cutout > self.image_size:
@@ -200,17 +203,28 @@ def read_config(kind: type[AnyConfig], argv: Sequence[str], description: str = "
             f"--{spec.name}", type=value_type, default=default, help=help_line, metavar=_metavar(spec), **extra
         )
     parser.add_argument("--config", action="config", help="YAML file with options; the command line wins over it")
+    argv = _config_first(argv)
+    for path in _config_files(argv):
+        _check_file(path, specs)
     try:
-        values = parser.parse_args(_config_first(argv)).as_dict()
+        values = parser.parse_args(argv).as_dict()
     except (ArgumentError, TypeError, ValueError) as error:
         raise UserError(_explain(str(error), specs)) from error
     values.pop("config", None)
     return kind(**values)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that would be read back as a number, which PyYAML alone does not for 1e3."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+
+
 def write_config(config: Config, path: Path) -> None:
     """Writes the resolved options; `--config <path>` repeats the run."""
-    path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))  # type: ignore[call-overload]
+    text = yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False)  # type: ignore[call-overload]
+    replace_file(path, text.encode())
 
 
 def load_config(kind: type[AnyConfig], path: Path) -> AnyConfig:
@@ -233,9 +247,32 @@ def _config_first(argv: Sequence[str]) -> list[str]:
     return files + rest
 
 
+def _config_files(argv: Sequence[str]) -> list[str]:
+    """The files that `--config` names."""
+    followers = [after for word, after in itertools.pairwise(argv) if word == "--config"]
+    return followers + [word.removeprefix("--config=") for word in argv if word.startswith("--config=")]
+
+
+def _check_file(path: str, specs: dict[str, dataclasses.Field]) -> None:
+    """Raises UserError naming the file unless it is a YAML mapping of options to plain values."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"config: {path} cannot be read ({error.strerror}); it must be a YAML file") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"config: {path} is not a YAML file ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"config: {path} holds no options; it must be a YAML file of lines `option: value`")
+    for name, value in content.items():
+        if name not in specs:
+            raise UserError(f"{_unknown(str(name), specs)} (in {path})")
+        if value is None and not _fits(None, specs[name].type):
+            raise UserError(_not_allowed(specs[name], "null"))
+
+
 def _name_list(value: str | list[str]) -> list[str]:
     """`a`, `a,b`, `[a, b]` or a YAML list, as a list of names."""
-    names = value if isinstance(value, list) else re.split(r"[,\s]+", value.strip("[] "))
+    names = value if isinstance(value, list) else re.split(r"[,\s]+", str(value).strip("[] "))
     return [str(name).strip("'\" ") for name in names if str(name).strip()]
 
 
@@ -257,6 +294,19 @@ def _choices(kind: Any) -> list[str]:
     return found
 
 
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a field's type; a whole number is a number, true and false are none."""
+    if typing.get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(entry, typing.get_args(kind)[0]) for entry in value)
+    if typing.get_origin(kind) is Literal:
+        return isinstance(value, str) and value in typing.get_args(kind)
+    if len(_members(kind)) > 1:
+        return any(_fits(value, member) for member in _members(kind))
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
 def _accepts_numbers(kind: Any) -> bool:
     return any(member in (int, float) for member in _members(kind))
 
@@ -264,7 +314,7 @@ def _accepts_numbers(kind: Any) -> bool:
 def _range_text(spec: dataclasses.Field) -> str:
     low, high = spec.metadata["low"], spec.metadata["high"]
     lower = "" if low is None else (f"greater than {low:g}" if spec.metadata["open"] else f"at least {low:g}")
-    upper = "" if high is None else f"at most {high:g}"
+    upper = "" if high is None else f"at most {high:.10g}"
     return " and ".join(part for part in (lower, upper) if part)
 
 
@@ -274,7 +324,24 @@ def _allowed_text(spec: dataclasses.Field) -> str:
     parts = [names[member] for member in _members(spec.type) if member in names]
     if parts and (bounds := _range_text(spec)):
         parts[0] += " " + bounds
-    return " or ".join(parts + ([", ".join(_choices(spec.type))] if _choices(spec.type) else []))
+    choices = _choices(spec.type)
+    if len(choices) > 1:
+        parts.append(f"one of {', '.join(choices)}")
+    return " or ".join(parts + choices[: len(choices) == 1])
+
+
+def _not_allowed(spec: dataclasses.Field, value: Any) -> str:
+    """The line for a value of the wrong type."""
+    if isinstance(value, list):  # name the entry that is wrong
+        value = next((entry for entry in value if entry not in _choices(spec.type)), value)
+    return f"{spec.name}: {value!r} is not allowed; it must be {_allowed_text(spec)}"
+
+
+def _unknown(name: str, specs: dict[str, dataclasses.Field]) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, specs, n=1)
+    return f"{name}: unknown option" + (f"; did you mean {close[0]}?" if close else "; --help lists them all")
 
 
 def _metavar(spec: dataclasses.Field) -> str:
@@ -297,10 +364,12 @@ def _explain(message: str, specs: dict[str, dataclasses.Field]) -> str:
             value = re.search(r"(?:Got value|Given value): (.*)", message)
             shown = f"{value.group(1)!r} is not allowed; " if value else "is not allowed; "
             return f"{name}: {shown}it must be {_allowed_text(specs[name])}"
+    if match := re.search(r"argument --(\w+): expected one argument", message):
+        return f"{match.group(1)}: the value is missing" + (
+            f"; it must be {_allowed_text(specs[match.group(1)])}" if match.group(1) in specs else ""
+        )
     if match := re.search(r"unrecognized arguments: --(\w+)|Option '(\w+)' is not accepted|Key '(\w+)'", message):
-        name = next(group for group in match.groups() if group)
-        from difflib import get_close_matches
-
-        close = get_close_matches(name, specs, n=1)
-        return f"{name}: unknown option" + (f"; did you mean {close[0]}?" if close else "; --help lists them all")
+        return _unknown(next(group for group in match.groups() if group), specs)
+    if match := re.search(r"unrecognized arguments: (.*)", message):
+        return f"{match.group(1)}: unexpected argument; options are written --name value"
     return " ".join(message.split())
