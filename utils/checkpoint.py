@@ -5,9 +5,11 @@ A checkpoint is a folder `step-000123/` with a MANIFEST.json that holds size and
 written under a temporary name, read back, and renamed when it is on the disk; only then are older ones deleted.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
@@ -77,10 +79,31 @@ def read_model_config(folder: Path) -> ModelConfig:
                 f"{path}: format version {values['format_version']} is newer than this program's {FORMAT_VERSION}"
             )
         for name in ("class_names", "mean", "std"):
+            if not isinstance(values[name], list):
+                raise ValueError(f"{name} is not a list")
             values[name] = tuple(values[name])
-        return ModelConfig(**values)
-    except (ValueError, KeyError, TypeError) as error:
+        config = ModelConfig(**values)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not a model config ({error})") from error
+    if problem := _misfit(config):
+        raise UserError(f"{path}: not a model config ({problem})")
+    return config
+
+
+def _misfit(config: ModelConfig) -> str | None:
+    """What in a model config is not of the form that ModelConfig says; None if nothing is."""
+    if not (isinstance(config.architecture, str) and isinstance(config.arguments, dict)):
+        return "architecture is a name, arguments a mapping"
+    if {"name", "num_classes"} & config.arguments.keys():
+        return "arguments are those that class_names do not decide"
+    if not config.class_names or not all(isinstance(name, str) for name in config.class_names):
+        return "class_names are texts, at least one"
+    if type(config.image_size) is not int or config.image_size < 1:
+        return "image_size is a whole number of pixels"
+    for values in (config.mean, config.std):
+        if len(values) != 3 or not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
+            return "mean and std are three numbers each"
+    return None if min(config.std) > 0 else "std is greater than 0"
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
@@ -120,8 +143,9 @@ def write_checkpoint(root: Path, step: int, files: Mapping[str, bytes], keep: in
     Raises OSError (disk full, read-only) and leaves what was there before.
     """
     final = root / f"step-{step:06d}"
-    temporary = root / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, aside = root / f".{final.name}.tmp", root / f".{final.name}.old"
+    for left_over in root.glob(".step-*.tmp"):  # of a run that was killed while it wrote
+        shutil.rmtree(left_over, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         manifest = {name: {"size": len(content), "sha256": _digest(content)} for name, content in files.items()}
@@ -133,25 +157,46 @@ def write_checkpoint(root: Path, step: int, files: Mapping[str, bytes], keep: in
         if problem := damage(temporary):
             raise OSError(f"{final}: reading back what was written failed: {problem}")
         sync_folder(temporary)
-        shutil.rmtree(final, ignore_errors=True)
+        _recover(root)
+        if final.exists():
+            final.rename(aside)
         temporary.rename(final)
         sync_folder(root)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _recover(root)
         raise
-    for old in list_checkpoints(root)[:-keep]:
+    shutil.rmtree(aside, ignore_errors=True)
+    # A damaged checkpoint of a later step, which the resume passed over, takes no place among those that are kept.
+    for old in [path for path in list_checkpoints(root) if _step(path) <= step][:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
+def _recover(root: Path) -> None:
+    """Puts back a checkpoint that a crash left set aside, before the new one of the same step had its name."""
+    for aside in root.glob(".step-*.old"):
+        final = aside.with_name(aside.stem[1:])
+        if final.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.rename(final)
+
+
 def list_checkpoints(root: Path) -> list[Path]:
     """Checkpoint folders, oldest step first, whole or not."""
-    folders = [path for path in root.glob("step-*") if path.is_dir() and path.name[5:].isdigit()]
-    return sorted(folders, key=lambda path: int(path.name[5:]))
+    folders = [path for path in root.glob("step-*") if path.is_dir() and path.name[5:].isdecimal()]
+    return sorted(folders, key=_step)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name[5:])
 
 
 def newest_checkpoint(root: Path) -> Path | None:
     """The newest checkpoint that is whole; each damaged one is named in a warning on stderr."""
+    _recover(root)
     for folder in reversed(list_checkpoints(root)):
         problem = damage(folder)
         if problem is None:
@@ -164,22 +209,27 @@ def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, judged by its manifest; None if nothing is."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
+        if not manifest["files"]:
+            return f"{MANIFEST} lists no file"
         for name, entry in manifest["files"].items():
+            if Path(name).name != name:
+                return f"{MANIFEST} names {name!r}, which is not a file of this folder"
             content = (folder / name).read_bytes()
             if len(content) != entry["size"]:
                 return f"{name} has {len(content)} bytes instead of {entry['size']}"
             if _digest(content) != entry["sha256"]:
                 return f"{name} does not match its SHA-256"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 
 
 def read_checkpoint(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
-    """The named files of a whole checkpoint; files that it does not have are left out."""
+    """The named files of a whole checkpoint; files that its manifest does not list are left out."""
     if problem := damage(folder):
         raise UserError(f"resume: {folder} is not a whole checkpoint ({problem})")
-    return {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
+    listed = json.loads((folder / MANIFEST).read_bytes())["files"]
+    return {name: (folder / name).read_bytes() for name in names if name in listed}
 
 
 def _digest(content: bytes) -> str:

@@ -1,5 +1,6 @@
 """Files that are whole or not there."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -26,8 +27,13 @@ def sync_folder(folder: Path) -> None:
 def replace_file(path: Path, content: bytes) -> None:
     """Replaces a file in one step: a reader, or a crash, sees the old content or the new."""
     temporary = path.with_name(f".{path.name}.tmp")
-    write_durably(temporary, content)
-    os.replace(temporary, path)
+    try:
+        write_durably(temporary, content)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
     sync_folder(path.parent)
 
 
