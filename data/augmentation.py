@@ -46,7 +46,7 @@ class Augmentation:
         if horizontal_flip == "random":
             steps.append(A.HorizontalFlip(p=0.5))
         if cutout:
-            steps += _cutout(image_size, cutout, tuple(255 * value for value in fill))
+            steps += _cutout(image_size, cutout, tuple(round(255 * value) for value in fill))
         self.pipeline = A.Compose(steps)
         self.alternating = horizontal_flip == "alternating"
         self.seed = seed

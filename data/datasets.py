@@ -5,6 +5,7 @@ import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Protocol
 from urllib.error import URLError
@@ -131,12 +132,13 @@ def channel_statistics(images: Images) -> tuple[tuple[float, float, float], tupl
     values = np.arange(256) / 255
     share = counts / counts.sum(axis=1, keepdims=True)
     mean = share @ values
-    std = np.sqrt(share @ values**2 - mean**2).clip(min=1e-3)
+    std = np.sqrt((share @ values**2 - mean**2).clip(min=1e-6))  # images of one colour have none
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _blocks(images: Images, size: int = 2000):
-    """Arrays of up to `size` images each."""
+def _blocks(images: Images, pixels: int = 2_000_000):
+    """Arrays of as many images as have about `pixels` pixels."""
+    size = max(1, pixels // images[0][..., 0].size)
     if isinstance(images, np.ndarray):
         yield from (images[start : start + size] for start in range(0, len(images), size))
         return
@@ -183,7 +185,7 @@ def download(name: str, data_dir: str | Path) -> None:
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
         _cifar_class(name)(str(data_dir), download=True)
-    except (URLError, OSError, RuntimeError) as error:
+    except (URLError, HTTPException, OSError, RuntimeError) as error:
         raise EnvironmentFault(
             f"{name} could not be downloaded ({type(error).__name__}: {error}); put {CIFAR_ARCHIVES[name]} into "
             f"{Path(data_dir).resolve()}, or go on without it: --dataset digits"
@@ -269,9 +271,16 @@ def read_image(path: Path, size: int) -> np.ndarray:
     try:
         with Image.open(path) as image:
             image.draft("RGB", (size, size))
-            return _resize(ImageOps.exif_transpose(image).convert("RGB"), size)
+            return _resize(_rgb(ImageOps.exif_transpose(image)), size)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"data_dir: {path} is not a readable image ({error})") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """As RGB with 8 bits a channel; Pillow itself would cut 16-bit grey off at 255."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def _resize(image: Image.Image, size: int) -> np.ndarray:
