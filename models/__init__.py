@@ -25,4 +25,7 @@ def create_model(name: str, num_classes: int, **arguments: Any) -> nn.Module:
     """
     if name not in MODELS:
         raise UserError(f"model: {name!r} is not allowed; choose from {', '.join(list_models())}")
-    return MODELS[name](num_classes=num_classes, **arguments)
+    try:
+        return MODELS[name](num_classes=num_classes, **arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model: {name} does not accept {arguments} ({error})") from error

@@ -94,8 +94,9 @@ class MetricsFile:
             return os.fstat(file.fileno()).st_size
 
     def truncate(self, size: int) -> None:
+        """Cuts off what is beyond `size` bytes; a shorter file stays as it is."""
         with open(self.path, "ab") as file:
-            file.truncate(size)
+            file.truncate(min(size, file.tell()))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows; a line that a crash left unfinished is skipped."""
