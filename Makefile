@@ -1,0 +1,43 @@
+# make setup | demo | test | lint | bench
+#
+# Everything happens in .venv, which is made with `python3 -m venv` where it is missing.
+#   PYTHON=python3.12    another interpreter for it
+#   ARGS="-k resume"     more arguments for pytest
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: setup demo test lint bench
+
+setup: $(INSTALLED)
+
+# The stamp is newer than the requirement files while .venv holds what they ask for.
+$(INSTALLED): requirements.txt requirements-optional.txt requirements-dev.txt constraints.txt | $(BIN)/pip
+	@echo "installing into .venv; the first time takes minutes, most of them for torch"
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt --constraint constraints.txt
+	@touch $@
+	@echo "installed in .venv: $$($(BIN)/python --version), torch $$($(BIN)/python -c 'from importlib.metadata import version; print(version("torch"))')"
+
+$(BIN)/pip:
+	$(PYTHON) -m venv .venv
+
+# The options of accelerate launch are its defaults; without them it prints a warning that lists them.
+demo: $(INSTALLED)
+	rm -rf runs/digits
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		train_accelerate.py --config recipes/digits.yaml
+	$(BIN)/python analyze.py runs/digits
+	@echo "The report: $(CURDIR)/runs/digits/analysis/report.html"
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# A few random kills; the published run has 30.
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/kill_test.py --kills 4
