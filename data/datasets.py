@@ -201,7 +201,7 @@ def _cifar(name: str, data_dir: Path, split: str) -> tuple[Split, tuple[str, ...
         raise UserError(
             f"data_dir: {data_dir.resolve()} does not hold {name} (put {CIFAR_ARCHIVES[name]} there)"
         ) from error
-    return Split(source.data, np.asarray(source.targets, dtype=np.int64)), tuple(source.classes)
+    return Split(np.ascontiguousarray(source.data), np.asarray(source.targets, dtype=np.int64)), tuple(source.classes)
 
 
 # -- folders of images ------------------------------------------------------------------------------------------------
