@@ -9,16 +9,20 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration, is_torch_xla_available
 
 from utils.errors import UserError
 
 
-def create_accelerator(log_with: list[str] | None = None, project_dir: str | Path | None = None) -> Accelerator:
+def create_accelerator(
+    log_with: list[str] | None = None, project_dir: str | Path | None = None, default_precision: str | None = None
+) -> Accelerator:
     """The Accelerator of this launch: precision, processes and device are the launcher's.
 
-    Without any accelerator device the processes form a gloo group on the CPU. Raises UserError where the processes do
-    not form the group that they were started as, since each would silently train on its own.
+    Where the launch names no precision, `default_precision` (no, fp16, bf16) is taken. Without any accelerator device
+    the processes form a gloo group on the CPU. Raises UserError where the processes do not form the group that they
+    were started as, since each would silently train on its own.
     """
     if "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ:
         raise UserError(
@@ -26,8 +30,10 @@ def create_accelerator(log_with: list[str] | None = None, project_dir: str | Pat
             "--config_file accelerate_configs/multi_cpu.yaml"
         )
     on_cpu = not torch.accelerator.is_available() and not is_torch_xla_available()
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or AcceleratorState._shared_state
     accelerator = Accelerator(
         cpu=on_cpu,
+        mixed_precision=None if launched else default_precision,
         log_with=log_with or None,
         project_config=ProjectConfiguration(project_dir=str(project_dir)) if project_dir else None,
     )
