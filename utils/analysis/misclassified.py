@@ -1,0 +1,51 @@
+"""The mistakes of a model."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A misclassified image: its position in the test set, both classes, and the probability given to each."""
+
+    index: int
+    true: int
+    predicted: int
+    true_confidence: float
+    predicted_confidence: float
+
+
+@dataclass(frozen=True)
+class Example:
+    """A mistake as it is shown: the image as it lies in the data set, and what speaks for either class drawn over it.
+
+    Pictures are uint8, H x W x 3; a map is None where nothing speaks for the class.
+    """
+
+    mistake: Mistake
+    image: np.ndarray
+    predicted_map: np.ndarray | None
+    true_map: np.ndarray | None
+
+
+def find_mistakes(probabilities: np.ndarray, labels: np.ndarray) -> list[Mistake]:
+    """All mistakes, the most confident first.
+
+    Args:
+        probabilities: (images, classes), rows sum to 1.
+        labels: (images,), the true classes.
+    """
+    predictions = probabilities.argmax(1)
+    wrong = np.flatnonzero(predictions != labels)
+    order = np.argsort(-probabilities[wrong, predictions[wrong]], kind="stable")
+    return [
+        Mistake(
+            int(index),
+            int(labels[index]),
+            int(predictions[index]),
+            float(probabilities[index, labels[index]]),
+            float(probabilities[index, predictions[index]]),
+        )
+        for index in wrong[order]
+    ]

@@ -1,0 +1,54 @@
+"""The results of an analysis in the W&B run of the training."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.analysis.gradcam import enlarge
+from utils.analysis.misclassified import Example
+from utils.analysis.saved_run import SavedRun
+from utils.tracking import wandb_mode
+
+
+def log_to_wandb(
+    run: SavedRun,
+    summary: Mapping[str, Any],
+    figures: Mapping[str, Path],
+    examples: Sequence[Example],
+    class_names: Sequence[str],
+    report: str,
+) -> None:
+    """Logs everything as `analysis/...` into the W&B run of the training, online or offline as that one.
+
+    The last optimizer step travels as a value: W&B drops what is logged at a step that it has passed.
+    """
+    import wandb
+
+    tracked = wandb.init(
+        project=run.config.project_name,
+        id=run.environment["run_id"],
+        name=run.name,
+        resume="allow",
+        dir=str(run.directory),
+        job_type="analysis",
+        mode=wandb_mode(run.directory),
+    )
+    with tracked:
+        tracked.define_metric("analysis/*", step_metric="step")
+        gallery, table = [], wandb.Table(columns=["image", "cam", "true", "predicted", "confidence"])
+        for example in examples:
+            mistake = example.mistake
+            true, predicted = class_names[mistake.true], class_names[mistake.predicted]
+            caption = f"true {true}, predicted {predicted} ({mistake.predicted_confidence:.0%})"
+            gallery.append(wandb.Image(enlarge(example.image), caption=caption))
+            cam = None if example.predicted_map is None else wandb.Image(example.predicted_map)
+            table.add_data(wandb.Image(enlarge(example.image)), cam, true, predicted, mistake.predicted_confidence)
+        content = {
+            **{key: value for key, value in summary.items() if isinstance(value, (int, float))},
+            **{name: wandb.Image(str(path)) for name, path in figures.items()},
+            "misclassified_images": gallery,
+            "misclassified_table": table,
+            "report": wandb.Html(report, inject=False),
+        }
+        step = run.rows[-1]["step"] if run.rows else 0
+        tracked.log({"step": step, **{f"analysis/{key}": value for key, value in content.items()}})
