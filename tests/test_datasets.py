@@ -10,6 +10,7 @@ import socket
 import tarfile
 import threading
 import warnings
+import zlib
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -351,6 +352,16 @@ def test_no_damage_to_a_file_ends_in_anything_but_the_one_line(tmp_path, suffix)
         except UserError as error:
             refused += f"{path} is not a readable image" in str(error)
     assert refused > 20
+
+
+def test_a_file_that_claims_to_be_gigantic_is_refused(tmp_path):
+    picture(8).save(tmp_path / "bomb.png")
+    content = bytearray((tmp_path / "bomb.png").read_bytes())
+    content[16:24] = (40_000).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    (tmp_path / "bomb.png").write_bytes(content)
+    with pytest.raises(UserError, match=r"bomb\.png is not a readable image"):
+        read_image(tmp_path / "bomb.png", 32)
 
 
 # -- the validation split ---------------------------------------------------------------------------------------------
