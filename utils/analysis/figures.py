@@ -24,7 +24,7 @@ LOG_SCALE_FROM = 20.0  # a loss that varies by more is drawn on a log scale
 
 def curves_figure(curves: dict[str, list[Point]]) -> Figure:
     """Loss and accuracy per epoch, one line per split."""
-    figure = _figure(6.4, 6.4)
+    figure = _figure(5.4, 5.8)
     loss, accuracy = figure.subplots(2, sharex=True)
     for split, points in curves.items():
         epochs = [point.epoch for point in points]
@@ -36,10 +36,12 @@ def curves_figure(curves: dict[str, list[Point]]) -> Figure:
     losses = [point.loss for points in curves.values() for point in points]
     if losses and 0 < min(losses) < max(losses) / LOG_SCALE_FROM:
         loss.set_yscale("log")
+        loss.yaxis.set_major_formatter("{x:g}")
     loss.set(title="Loss", ylabel="cross-entropy per image" + (", log scale" if loss.get_yscale() == "log" else ""))
     accuracy.set(title="Accuracy", xlabel="epoch", ylabel="share of images classified right")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1))
     accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
+    accuracy.set_xlim(0.5, max((point.epoch for points in curves.values() for point in points), default=1) + 0.5)
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
         if curves:
@@ -49,7 +51,7 @@ def curves_figure(curves: dict[str, list[Point]]) -> Figure:
 
 def learning_rate_figure(steps: Sequence[int], rates: Sequence[float]) -> Figure:
     """The learning rate over the optimizer steps."""
-    figure = _figure(6.4, 3.2)
+    figure = _figure(5.4, 2.9)
     axes = figure.subplots()
     axes.plot(steps, rates, color=COLOURS["train"], marker="o" if len(steps) < 100 else "", markersize=3)
     axes.set(title="Learning rate", xlabel="optimizer step", ylabel="learning rate")
@@ -62,7 +64,7 @@ def confusion_matrix_figure(matrix: np.ndarray, class_names: Sequence[str]) -> F
     """Counts (classes, classes) as cells, coloured by their share of the true class; the root scale shows rare ones."""
     classes = len(class_names)
     numbered = classes <= MOST_NUMBERED_CLASSES
-    side = 2.5 + (0.5 * classes if numbered else 0.11 * classes)
+    side = 2 + classes * (0.36 if numbered else 0.11)
     figure = _figure(side + 1.2, side)
     axes = figure.subplots()
     shares = matrix / matrix.sum(axis=1, keepdims=True).clip(min=1)
@@ -83,7 +85,7 @@ def confusion_matrix_figure(matrix: np.ndarray, class_names: Sequence[str]) -> F
 
 def calibration_figure(reliability: Reliability) -> Figure:
     """The reliability diagram, and how many predictions have which confidence."""
-    figure = _figure(6.4, 6.4)
+    figure = _figure(5.4, 5.8)
     diagram, histogram = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     width = np.diff(reliability.edges)
     filled = reliability.counts > 0
@@ -104,6 +106,8 @@ def calibration_figure(reliability: Reliability) -> Figure:
         "o",
         color=COLOURS["test"],
         markersize=4,
+        clip_on=False,
+        zorder=3,
         label="at their mean confidence",
     )
     diagram.set(
@@ -129,7 +133,7 @@ def misclassified_figure(examples: Sequence[Example], total: int, class_names: S
         return _message("No image of the test set is misclassified.")
     columns = 5
     rows = -(-len(examples) // columns)
-    figure = _figure(2.1 * columns, 2.65 * rows + 0.6)
+    figure = _figure(2.1 * columns, 2.45 * rows + 0.6)
     figure.suptitle(gallery_title(len(examples), total))
     cells = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, example in zip(cells, examples, strict=False):
@@ -154,7 +158,7 @@ def gradcam_figure(examples: Sequence[Example], class_names: Sequence[str], meth
     height, width = layer.size
     figure.suptitle(
         f"{method} at {layer.name} ({height}x{width} pixels): what speaks for the predicted and for the true class\n"
-        "bright = more; each map has its own scale"
+        "orange to yellow = more; each map has its own scale"
     )
     cells = figure.subplots(rows, 3 * pairs, squeeze=False).reshape(rows * pairs, 3)
     for (original, predicted, true), example in zip(cells, examples, strict=False):
@@ -201,7 +205,7 @@ def _message(text: str) -> Figure:
 
 
 def _label(class_names: Sequence[str], index: int, confidence: float) -> str:
-    return f"{_text(class_names[index])} {confidence:.0%}"
+    return f"{_text(class_names[index])} ({confidence:.0%})"
 
 
 def _text(name: str, longest: int = 18) -> str:

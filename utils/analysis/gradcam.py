@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytorch_grad_cam
 import torch
-from pytorch_grad_cam.utils.image import show_cam_on_image
+from matplotlib import colormaps
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
@@ -18,6 +18,7 @@ from utils.errors import UserError
 SMALLEST_MAP = 5  # pixels: a coarser feature map cannot say where
 BATCH_SIZE = 50
 ENLARGED_SIDE = 160  # pixels that a picture has at least
+MOST_OPAQUE = 0.75  # of the colour over the image
 
 
 class CamLayer(NamedTuple):
@@ -115,12 +116,17 @@ def class_maps(model: nn.Module, layer: CamLayer, method: type, inputs: Tensor, 
 
 
 def overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray | None:
-    """A map (H, W) over its enlarged image (uint8, H x W x 3), as uint8; None for a map without positive evidence."""
+    """A map (H, W) over its image (uint8, H x W x 3), enlarged and as uint8; None for a map without positive evidence.
+
+    The image turns grey and shows through where the map is low, so that colour can only come from the map.
+    """
     if not cam.any():
         return None
-    large = enlarge(image)
-    smooth = cv2.resize(cam, large.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    return show_cam_on_image(np.float32(large) / 255, smooth, use_rgb=True, colormap=cv2.COLORMAP_INFERNO)
+    grey = enlarge(image).mean(axis=2, keepdims=True)
+    smooth = cv2.resize(cam, grey.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    colour = 255 * colormaps["autumn"](smooth)[..., :3]
+    opacity = MOST_OPAQUE * smooth[..., None]
+    return ((1 - opacity) * grey + opacity * colour).round().astype(np.uint8)
 
 
 def enlarge(image: np.ndarray) -> np.ndarray:

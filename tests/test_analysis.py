@@ -1,0 +1,385 @@
+"""What analyze.py promises about a saved run."""
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import nn
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+import analyze
+from data.datasets import load_split
+from utils.analysis.calibration import reliability
+from utils.analysis.curves import epoch_curves
+from utils.analysis.figures import confusion_matrix_figure, gradcam_figure, misclassified_figure
+from utils.analysis.gradcam import choose_layer, choose_method, class_maps, feature_map_sizes, overlay
+from utils.analysis.misclassified import Example, Mistake, find_mistakes
+from utils.analysis.saved_run import trained_precision
+from utils.analysis.scores import accuracy_interval, most_confused
+from utils.checkpoint import load_model
+from utils.config import AnalyzeConfig
+from utils.errors import UserError, run_script
+
+ROOT = Path(__file__).parents[1]
+FILES = {
+    *("report.html", "curves.png", "lr.png", "misclassified.png", "gradcam.png", "confusion_matrix.png"),
+    *("calibration.png", "per_class.csv", "model_summary.txt", "predictions.npz", "summary.json"),
+}
+KEYS = {
+    *("accuracy", "accuracy_interval_95", "count", "loss", "expected_calibration_error", "per_class", "most_confused"),
+    *("misclassified_count", "cam_layer", "cam_layer_size", "cam_method"),
+}
+
+
+@pytest.fixture(scope="session")
+def analysed(digits_run, tmp_path_factory) -> Path:
+    """A copy of the run with its analysis."""
+    path = tmp_path_factory.mktemp("analysed") / "digits"
+    shutil.copytree(digits_run, path)
+    analyze.main(AnalyzeConfig(run=str(path)))
+    return path
+
+
+@pytest.fixture
+def run(digits_run, tmp_path) -> Path:
+    """A copy of the run to change."""
+    return Path(shutil.copytree(digits_run, tmp_path / "run"))
+
+
+def change(path: Path, **values) -> None:
+    """Replaces values in a YAML or JSON file."""
+    content = yaml.safe_load(path.read_text()) | values
+    path.write_text(json.dumps(content) if path.suffix == ".json" else yaml.safe_dump(content))
+
+
+def refusal(capsys, **options) -> str:
+    """The one line with which analyze.py ends."""
+    with pytest.raises(SystemExit) as end:
+        run_script(analyze.main, AnalyzeConfig(**options))
+    lines = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def pictures_of(page: str, alt: str) -> list[np.ndarray]:
+    """The embedded pictures whose alternative text begins so."""
+    found = re.findall(rf'<img src="data:image/png;base64,([^"]+)" alt="{alt}', page)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))) for content in found]
+
+
+# -- results ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_designed_file_and_key_is_there(analysed):
+    summary = json.loads((analysed / "analysis/summary.json").read_text())
+    assert {path.name for path in (analysed / "analysis").iterdir()} == FILES
+    assert set(summary) == KEYS
+    assert summary["count"] == 360
+    assert summary["cam_layer"] == "layer2"
+    assert summary["cam_layer_size"] == [8, 8]
+    low, high = summary["accuracy_interval_95"]
+    assert low < summary["accuracy"] < high
+
+
+def test_accuracy_and_loss_are_those_of_the_training_run(analysed):
+    trained = json.loads((analysed / "summary.json").read_text())
+    summary = json.loads((analysed / "analysis/summary.json").read_text())
+    assert summary["accuracy"] == trained["test_accuracy"]
+    assert summary["loss"] == pytest.approx(trained["test_loss"], rel=1e-5)
+    recalls = {name: scores["recall"] for name, scores in summary["per_class"].items()}
+    assert recalls == pytest.approx(trained["per_class_accuracy"], abs=1e-6)
+
+
+def test_predictions_are_in_the_order_of_the_test_set(analysed):
+    model, config = load_model(analysed / "model")
+    split, _ = load_split("digits", "", "test", 16)
+    images = torch.from_numpy(split.images).permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(values)[:, None, None] for values in (config.mean, config.std))
+    with torch.no_grad():
+        expected = model((images - mean) / std)
+    predictions = np.load(analysed / "analysis/predictions.npz")
+    assert predictions["logits"].dtype == np.float32
+    np.testing.assert_allclose(predictions["logits"], expected, atol=1e-3)
+    np.testing.assert_array_equal(predictions["labels"], split.labels)
+    np.testing.assert_array_equal(predictions["indices"], np.arange(360))
+
+
+def test_two_processes_give_the_same_predictions(analysed, run):
+    command = f"-m torch.distributed.run --nproc_per_node 2 --master_port 29617 analyze.py {run} --track false"
+    done = subprocess.run([sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    one, two = (np.load(path / "analysis/predictions.npz") for path in (analysed, run))
+    for key in ("logits", "labels", "indices"):
+        np.testing.assert_array_equal(one[key], two[key])
+
+
+def test_the_gallery_shows_the_pixels_of_the_data_set(analysed):
+    page = (analysed / "analysis/report.html").read_text()
+    split, _ = load_split("digits", "", "test", 16)
+    indices = [int(index) for index in re.findall(r'alt="Test image (\d+):', page)]
+    assert len(indices) == 20
+    np.testing.assert_array_equal(pictures_of(page, "Test image"), split.images[indices])
+
+
+def test_the_report_needs_no_network(analysed):
+    page = (analysed / "analysis/report.html").read_text()
+    assert not re.search(r"https?://|<script|<link|@import", page)
+    assert page.count("<img ") == page.count(' alt="')
+
+
+# -- input ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stopped_run_is_analysed_from_its_newest_checkpoint(run, capsys):
+    shutil.rmtree(run / "model")
+    (run / "summary.json").unlink()
+    analyze.main(AnalyzeConfig(run=str(run)))
+    newest = max((run / "checkpoints").iterdir()).name
+    assert newest in capsys.readouterr().out
+    assert newest in (run / "analysis/report.html").read_text()
+
+
+def test_a_checkpoint_can_be_analysed(run, tmp_path):
+    oldest = min((run / "checkpoints").iterdir())
+    summary = analyze.main(AnalyzeConfig(run=str(oldest), output_dir=str(tmp_path / "out")))
+    tested = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert summary["accuracy"] == next(row["accuracy"] for row in tested if row["split"] == "test")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+
+
+def test_class_names_with_html_and_a_moved_data_set(run, tmp_path, capsys):
+    split, names = load_split("digits", "", "test", 16)
+    names = [f"{name}<b>&$x$" for name in names]
+    for part in ("train", "test"):
+        for index in range(60):
+            folder = tmp_path / "moved" / part / names[split.labels[index]]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(split.images[index]).save(folder / f"{index}.png")
+    change(run / "config.yaml", dataset="imagefolder", data_dir=str(tmp_path / "before"))
+    assert "--data_dir" in refusal(capsys, run=str(run))
+    assert "classes" in refusal(capsys, run=str(run), data_dir=str(tmp_path / "moved"))
+    change(run / "model/config.json", class_names=names)
+    summary = analyze.main(AnalyzeConfig(run=str(run), data_dir=str(tmp_path / "moved")))
+    page = (run / "analysis/report.html").read_text()
+    assert set(summary["per_class"]) == set(names)
+    assert "<b>" not in page
+    assert "3&lt;b&gt;&amp;$x$" in page
+
+
+def test_what_is_no_run_is_refused(tmp_path, capsys):
+    assert "not a run directory" in refusal(capsys, run=str(tmp_path))
+    assert "not a folder" in refusal(capsys, run=str(tmp_path / "missing"))
+
+
+def test_a_run_without_any_model_is_refused(run, capsys):
+    shutil.rmtree(run / "model")
+    shutil.rmtree(run / "checkpoints")
+    assert "neither a model/ nor a whole checkpoint" in refusal(capsys, run=str(run))
+
+
+def test_the_precision_of_the_run_is_known_before_the_start(run):
+    change(run / "environment.json", mixed_precision="bf16")
+    assert trained_precision(run) == "bf16"
+    assert trained_precision(run / "model") == "bf16"
+    assert trained_precision(run / "missing") is None
+
+
+# -- GradCAM ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("image_size", "layer", "side"), [(32, "layer3", 8), (24, "layer3", 6), (16, "layer2", 8)])
+def test_the_deepest_layer_of_at_least_5_pixels_is_looked_at(digits_run, image_size, layer, side):
+    model, _ = load_model(digits_run / "model")
+    chosen = choose_layer(model, image_size)
+    assert (chosen.name, chosen.size) == (layer, (side, side))
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_the_size_is_read_off_the_activation_and_not_off_a_name():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4, padding=1), nn.Conv2d(4, 4, 3, stride=2, padding=1))
+    assert feature_map_sizes(model, 32) == {"0": (8, 8), "1": (4, 4)}
+    assert choose_layer(model, 32).name == "0"
+    assert choose_layer(model, 64).name == "1"
+
+
+def test_a_layer_under_5_pixels_is_refused_with_the_reason(run, capsys):
+    line = refusal(capsys, run=str(run), cam_layer="layer4")
+    assert "2x2 pixels" in line
+    assert "layer2" in line
+
+
+def test_an_unknown_layer_or_method_is_refused_with_the_candidates(run, capsys):
+    assert "choose from conv1" in refusal(capsys, run=str(run), cam_layer="block7")
+    assert "did you mean GradCAM?" in refusal(capsys, run=str(run), cam_method="gradcam")
+
+
+def test_a_class_without_positive_evidence_is_said_and_not_drawn(digits_run):
+    model, _ = load_model(digits_run / "model")
+    with torch.no_grad():
+        model.fc.weight[3] = -1.0  # features are positive: nothing can speak for this class
+    layer = choose_layer(model, 16)._replace(name="layer4", module=model.layer4)
+    maps = class_maps(model, layer, choose_method("GradCAM"), torch.randn(4, 3, 16, 16), [3, 3, 5, 5])
+    assert not maps[:2].any()
+    assert maps[2:].any(axis=(1, 2)).all()
+    image = np.full((16, 16, 3), 128, np.uint8)
+    assert overlay(image, maps[0]) is None
+    example = Example(Mistake(0, 3, 5, 0.1, 0.9), image, overlay(image, maps[2]), overlay(image, maps[0]))
+    figure = gradcam_figure([example], [str(digit) for digit in range(10)], "GradCAM", layer)
+    assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["no positive\nevidence"]
+
+
+def test_each_image_has_its_own_target_and_no_hook_or_gradient_stays(digits_run):
+    model, _ = load_model(digits_run / "model")
+    layer, method = choose_layer(model, 16), choose_method("GradCAM")
+    inputs = torch.randn(120, 3, 16, 16)
+    classes = [index % 10 for index in range(120)]
+    maps = class_maps(model, layer, method, inputs, classes)
+    alone = [class_maps(model, layer, method, inputs[[index]], [classes[index]])[0] for index in (0, 63, 119)]
+    np.testing.assert_allclose(maps[[0, 63, 119]], alone, atol=1e-4)
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["EigenCAM", "LayerCAM", "HiResCAM", "GradCAMPlusPlus", "FinerCAM"])
+def test_other_methods_of_the_library_work_by_name(digits_run, name):
+    model, _ = load_model(digits_run / "model")
+    maps = class_maps(
+        copy.deepcopy(model), choose_layer(model, 16), choose_method(name), torch.randn(2, 3, 16, 16), [1, 2]
+    )
+    assert maps.shape == (2, 16, 16)
+    assert maps.min() >= 0
+    assert maps.max() <= 1
+
+
+# -- numbers and figures ----------------------------------------------------------------------------------------------
+
+
+def test_an_epochs_mean_weights_its_lines_by_their_steps():
+    def line(step, epoch, split, loss, accuracy):
+        return {"step": step, "epoch": epoch, "split": split, "loss": loss, "accuracy": accuracy, "lr": 0.1}
+
+    rows = [
+        line(10, 1, "train", 4.0, 0.1),
+        line(15, 1, "train", 1.0, 0.4),
+        line(15, 1, "test", 2.0, 0.3),
+        line(20, 2, "train", 1.0, 0.5),
+        line(30, 2, "train", 0.4, 0.8),
+        line(30, 2, "test", 1.5, 0.6),
+    ]
+    curves = epoch_curves(rows)
+    assert list(curves) == ["train", "test"]
+    assert curves["train"] == [(1, pytest.approx(3.0), pytest.approx(0.2)), (2, pytest.approx(0.6), pytest.approx(0.7))]
+    assert curves["test"] == [(1, 2.0, 0.3), (2, 1.5, 0.6)]
+
+
+def test_calibration_error_agrees_with_torchmetrics():
+    generator = torch.Generator().manual_seed(0)
+    probabilities = (3 * torch.randn(500, 10, generator=generator)).softmax(1)
+    labels = torch.randint(10, (500,), generator=generator)
+    expected = multiclass_calibration_error(probabilities, labels, num_classes=10, n_bins=15, norm="l1")
+    found = reliability(probabilities.double().numpy(), labels.numpy())
+    assert found.counts.sum() == 500
+    assert found.expected_calibration_error == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_accuracy_interval_is_wilsons():
+    low, high = accuracy_interval(9412, 10000)  # (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n)
+    assert (low, high) == (pytest.approx(0.93642, abs=1e-5), pytest.approx(0.94564, abs=1e-5))
+    assert accuracy_interval(10, 10)[1] == 1.0
+
+
+def test_mistakes_come_most_confident_first():
+    probabilities = np.array([[0.6, 0.4, 0.0], [0.1, 0.8, 0.1], [0.9, 0.1, 0.0], [0.2, 0.3, 0.5]])
+    mistakes = find_mistakes(probabilities, np.array([1, 0, 0, 1]))
+    assert [mistake.index for mistake in mistakes] == [1, 0, 3]
+    assert mistakes[0] == Mistake(1, true=0, predicted=1, true_confidence=0.1, predicted_confidence=0.8)
+
+
+def test_most_confused_leaves_out_what_is_right():
+    matrix = np.array([[50, 3, 0], [7, 40, 0], [0, 0, 9]])
+    assert most_confused(matrix, ("a", "b", "c")) == [
+        {"true": "b", "predicted": "a", "count": 7},
+        {"true": "a", "predicted": "b", "count": 3},
+    ]
+
+
+def test_no_mistakes_and_few_mistakes_are_said():
+    assert "No image" in misclassified_figure([], 0, ["a", "b"]).texts[0].get_text()
+    example = Example(Mistake(0, 0, 1, 0.1, 0.9), np.zeros((8, 8, 3), np.uint8), None, None)
+    assert misclassified_figure([example] * 3, 3, ["a", "b"]).get_suptitle() == "All 3 misclassified images"
+
+
+def test_a_confusion_matrix_of_many_classes_has_no_numbers(tmp_path):
+    many = confusion_matrix_figure(np.eye(100, dtype=int), [f"class {index} $" for index in range(100)])
+    assert not many.axes[0].texts
+    many.savefig(tmp_path / "many.png")
+    assert len(confusion_matrix_figure(np.eye(10, dtype=int), [str(digit) for digit in range(10)]).axes[0].texts) == 10
+
+
+# -- W&B --------------------------------------------------------------------------------------------------------------
+
+
+def test_everything_is_logged_to_the_wandb_run_of_the_training(run, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("WANDB_DATA_DIR", raising=False)
+    change(run / "config.yaml", trackers=["wandb"], project_name="tests")
+    summary = analyze.main(AnalyzeConfig(run=str(run)))
+    (folder,) = (run / "wandb").glob("offline-run-*")
+    run_id = json.loads((run / "environment.json").read_text())["run_id"]
+    assert folder.name.endswith(run_id)
+    wandb = Path(sys.executable).parent / "wandb"
+    inspected = subprocess.run([wandb, "leet", "inspect", "--json", folder], capture_output=True, text=True, check=True)
+    records = [json.loads(line) for line in inspected.stdout.splitlines()]
+    (history,) = (record["history"]["item"] for record in records if record["type"] == "history")
+    assert history["analysis/accuracy"] == summary["accuracy"]
+    assert history["step"] == 46
+    for name in ("curves", "confusion_matrix", "calibration", "misclassified", "gradcam", "misclassified_images"):
+        assert any(key.startswith(f"analysis/{name}.") for key in history), name
+    media = {path.name.split("_0_")[0] for path in folder.glob("files/media/*/analysis/*")}
+    assert {"curves", "gradcam", "misclassified_table", "report"} <= media
+
+
+def test_wandb_failing_does_not_fail_the_analysis(run, monkeypatch, capsys):
+    import wandb
+
+    def fail(**options):
+        raise OSError("no space left")
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(wandb, "init", fail)
+    change(run / "config.yaml", trackers=["wandb"])
+    analyze.main(AnalyzeConfig(run=str(run)))
+    assert "warning: W&B did not take the analysis (no space left)" in capsys.readouterr().err
+    assert (run / "analysis/report.html").exists()
+
+
+def test_analysis_and_training_do_not_import_each_other():
+    program = "import sys; import {}; print([name for name in sys.modules if name.startswith({!r})])"
+    for script, other in (("analyze", "utils.training"), ("train_accelerate", "utils.analysis")):
+        done = subprocess.run(
+            [sys.executable, "-c", program.format(script, other)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+        assert done.stdout.strip() == "[]"
+
+
+def test_a_wrong_option_is_refused_as_in_training():
+    with pytest.raises(UserError, match="images: 3 is not allowed"):
+        AnalyzeConfig(run="x", images=3)
