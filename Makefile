@@ -29,7 +29,6 @@ demo: $(INSTALLED)
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		train_accelerate.py --config recipes/digits.yaml
 	$(BIN)/python analyze.py runs/digits
-	@echo "The report: $(CURDIR)/runs/digits/analysis/report.html"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)
