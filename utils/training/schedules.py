@@ -4,6 +4,8 @@ import math
 
 from utils.errors import UserError
 
+SCHEDULES = ("onecycle", "cosine", "linear", "step", "constant")
+
 
 def learning_rate_factor(schedule: str, step: int, total_steps: int, warmup_fraction: float = 0.0) -> float:
     """The share of the peak learning rate for the update after `step` finished ones (0 <= step < total_steps).
@@ -14,6 +16,8 @@ def learning_rate_factor(schedule: str, step: int, total_steps: int, warmup_frac
     - step: a tenth at one half and again at three quarters of the run, after a linear warm-up.
     - constant: 1, after a linear warm-up.
     """
+    if schedule not in SCHEDULES:
+        raise UserError(f"schedule: {schedule!r} is not allowed; choose from {', '.join(SCHEDULES)}")
     if schedule == "onecycle":
         return _onecycle(step, total_steps, warmup_fraction)
     warmup = warmup_fraction * total_steps
@@ -26,9 +30,7 @@ def learning_rate_factor(schedule: str, step: int, total_steps: int, warmup_frac
         return 1 - progress
     if schedule == "step":
         return 0.1 ** ((step >= total_steps / 2) + (step >= 3 * total_steps / 4))
-    if schedule == "constant":
-        return 1.0
-    raise UserError(f"schedule: {schedule!r} is not allowed; choose from onecycle, cosine, linear, step, constant")
+    return 1.0
 
 
 def _onecycle(

@@ -1,0 +1,103 @@
+"""Schedules are pure functions of the step, and those that torch has too agree with torch."""
+
+import itertools
+import random
+import warnings
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+
+from utils.errors import UserError
+from utils.training.schedules import SCHEDULES, learning_rate_factor
+
+
+def factors(schedule: str, total: int, warmup_fraction: float = 0.0) -> list[float]:
+    return [learning_rate_factor(schedule, step, total, warmup_fraction) for step in range(total)]
+
+
+def torch_factors(total: int, create) -> list[float]:
+    """What a scheduler of torch gives for a peak of 1, before each of `total` steps."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    scheduler, rates = create(optimizer), []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # optimizer.step was not called
+        for _ in range(total):
+            rates.append(optimizer.param_groups[0]["lr"])
+            if len(rates) < total:
+                scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize("total", [2, 3, 10, 97, 1960])
+@pytest.mark.parametrize("warmup_fraction", [0.0, 0.1, 0.25, 0.3, 0.5, 0.9])
+def test_onecycle_is_torchs_at_every_step(total, warmup_fraction):
+    if warmup_fraction * total == 1:
+        pytest.skip("torch divides by zero there")
+    theirs = torch_factors(
+        total,
+        lambda optimizer: OneCycleLR(
+            optimizer, max_lr=1.0, total_steps=total, pct_start=warmup_fraction, cycle_momentum=False
+        ),
+    )
+    assert factors("onecycle", total, warmup_fraction) == pytest.approx(theirs, abs=1e-9)
+
+
+@pytest.mark.parametrize("total", [1, 2, 10, 97, 1960])
+def test_cosine_is_torchs_at_every_step(total):
+    theirs = torch_factors(total, lambda optimizer: CosineAnnealingLR(optimizer, T_max=total))
+    assert factors("cosine", total) == pytest.approx(theirs, abs=1e-9)
+
+
+def test_linear_falls_to_zero_at_the_end():
+    assert factors("linear", 4) == pytest.approx([1.0, 0.75, 0.5, 0.25])
+
+
+def test_step_is_a_tenth_at_half_and_again_at_three_quarters():
+    assert factors("step", 8) == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_constant_stays():
+    assert factors("constant", 5) == [1.0] * 5
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "step", "constant"])
+@pytest.mark.parametrize(("total", "warmup_fraction"), [(100, 0.1), (97, 0.25), (10, 0.05), (7, 0.4)])
+def test_warm_up_rises_evenly_to_the_peak_and_no_further(schedule, total, warmup_fraction):
+    rates = factors(schedule, total, warmup_fraction)
+    warm = [rate for step, rate in enumerate(rates) if step < warmup_fraction * total]
+    assert warm == sorted(set(warm))
+    steps = [later - earlier for earlier, later in itertools.pairwise([0.0, *warm])]
+    assert steps == pytest.approx([warm[0]] * len(warm))
+    assert max(rates) == pytest.approx(1.0, abs=0.05)
+    after = rates[len(warm) :]
+    assert all(later <= earlier for earlier, later in itertools.pairwise(after))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("warmup_fraction", [0.0, 0.1, 0.25, 0.99])
+@pytest.mark.parametrize("total", [1, 2, 3, 10, 101])
+def test_factor_lies_above_zero_and_at_most_one(schedule, warmup_fraction, total):
+    assert all(0 < factor <= 1 for factor in factors(schedule, total, warmup_fraction))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_rate_is_a_function_of_the_step_alone(schedule):
+    steps = list(range(50))
+    random.Random(0).shuffle(steps)
+    shuffled = {step: learning_rate_factor(schedule, step, 50, 0.2) for step in steps}
+    assert [shuffled[step] for step in range(50)] == factors(schedule, 50, 0.2)
+
+
+def test_onecycle_reaches_its_peak_and_ends_far_below_the_start():
+    rates = factors("onecycle", 1000, 0.25)
+    assert rates[0] == pytest.approx(1 / 25)
+    assert rates.index(max(rates)) == 249
+    assert max(rates) == 1.0
+    assert rates[-1] == pytest.approx(1 / 250_000)
+
+
+def test_unknown_schedule_names_what_there_is():
+    for step in (0, 5):
+        with pytest.raises(UserError, match=r"schedule: 'poly' is not allowed; choose from onecycle, cosine"):
+            learning_rate_factor("poly", step, 10, 0.3)
