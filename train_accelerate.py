@@ -8,8 +8,10 @@ The same command goes on after a stop. `python analyze.py RUN` looks at the resu
 """
 
 from utils.config import TrainConfig, parse_config
+from utils.launcher import stop_with_launcher
 
 if __name__ == "__main__":  # --help and mistaken options are answered before the libraries are loaded
+    stop_with_launcher()
     CONFIG = parse_config(TrainConfig, description=__doc__)
 
 import contextlib

@@ -3,8 +3,16 @@
 import contextlib
 import json
 import os
+import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from utils.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows has none; there two runs in one folder are not noticed
+    fcntl = None  # type: ignore[assignment]
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -39,3 +47,24 @@ def replace_file(path: Path, content: bytes) -> None:
 
 def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def lock_folder(folder: Path) -> TextIO:
+    """Takes the folder's lock until the returned file is closed or the process dies, however it dies.
+
+    A POSIX record lock, which loader workers do not inherit and shared file systems pass on between hosts.
+    Raises UserError naming the holder.
+    """
+    file = open(folder / ".lock", "a+")  # noqa: SIM115 (it stays open as long as the lock is held)
+    try:
+        if fcntl:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise UserError(f"output_dir: {folder} is in use by {holder}") from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file

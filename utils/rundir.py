@@ -8,7 +8,7 @@ import json
 import sys
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from utils.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint, write_checkpoint
 from utils.config import TrainConfig, write_config
 from utils.errors import SuiteError, UserError, one_line, together
-from utils.files import replace_file, to_json
+from utils.files import lock_folder, replace_file, to_json
 from utils.metrics import MetricsFile
 from utils.runtime import describe_environment
 from utils.tracking import start_trackers, track, track_summary
@@ -30,7 +30,8 @@ class RunDirectory:
         self.path = Path(config.output_dir)
         self.metrics = MetricsFile(self.path / "metrics.jsonl")
         self.failed_save = ""
-        self._tracked_step = 0
+        self._tracked: set[tuple[int, str]] = set()
+        self._lock: TextIO | None = None
 
     # -- before training ----------------------------------------------------------------------------------------------
 
@@ -43,6 +44,7 @@ class RunDirectory:
         with together(self.accelerator):
             if self.accelerator.is_main_process:
                 self.path.mkdir(parents=True, exist_ok=True)
+                self._lock = lock_folder(self.path)
                 folder = self._resume_folder()
                 found = [(folder, read_checkpoint(folder, names))] if folder else [None]
         return broadcast_object_list(found)[0]
@@ -79,7 +81,7 @@ class RunDirectory:
         if origin and origin.exists() and origin != self.metrics.path.resolve():
             self.metrics.path.write_bytes(origin.read_bytes()[:size])
         # A tracker cannot forget: what it was told beyond the checkpoint will come again, equal, and is not repeated.
-        self._tracked_step = max((row["step"] for row in self.metrics.rows()), default=0)
+        self._tracked = {(row["step"], row["split"]) for row in self.metrics.rows()}
         self.metrics.truncate(size)
 
     def _start_trackers(self) -> None:
@@ -108,7 +110,7 @@ class RunDirectory:
         if not self.accelerator.is_main_process:
             return
         self.metrics.append({"step": step, "epoch": epoch, "split": split, "loss": loss, "accuracy": accuracy, **more})
-        if step > self._tracked_step:
+        if (step, split) not in self._tracked:
             values = {f"{split}/{key}": value for key, value in {"loss": loss, "accuracy": accuracy, **more}.items()}
             track(self.accelerator, {**values, "epoch": epoch}, step)
 
@@ -141,7 +143,9 @@ class RunDirectory:
             raise SuiteError(f"the last checkpoint could not be written ({self.failed_save})")
 
     def close(self) -> None:
-        """Closes the trackers; on every rank, once."""
+        """Closes the trackers and frees the folder; on every rank, once."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.trackers = []
+        if self._lock:
+            self._lock.close()
