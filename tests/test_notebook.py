@@ -64,7 +64,7 @@ def test_notebook_runs_from_end_to_end(notebook, tmp_path, monkeypatch):
         "RECIPE": "recipes/digits.yaml",
         "OUTPUT": "runs/tiny",
         "ACCELERATE": "--num_processes 1 --num_machines 1 --dynamo_backend no --mixed_precision no",
-        "OPTIONS": "--find_lr --width 16 --image_size 16 --epochs 1 --max_steps 5 --trackers none",
+        "OPTIONS": "--find_lr --width 16 --image_size 16 --batch_size 16 --max_steps 5 --trackers none",
         "WANDB_LOGIN": False,
     }
     cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
