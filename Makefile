@@ -1,11 +1,10 @@
 # make setup | demo | test | lint | bench
 #
 # Everything happens in .venv, which is made with `python3 -m venv` where it is missing.
-#   PYTHON=python3.12    another interpreter for it
-#   ARGS="-k resume"     more arguments for pytest
+#   make PYTHON=python3.12 setup          another interpreter for it
+#   PYTEST_ADDOPTS="-k resume" make test  pytest's own variable for more arguments
 
 PYTHON ?= python3
-ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
@@ -31,7 +30,7 @@ demo: $(INSTALLED)
 	$(BIN)/python analyze.py runs/digits
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
