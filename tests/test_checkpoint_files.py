@@ -124,6 +124,7 @@ import resource, sys
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 from utils.checkpoint import write_checkpoint
+from utils.files import replace_file
 root = Path(sys.argv[1])
 for attempt in (lambda: write_checkpoint(root, int(sys.argv[2]), {"small": b"x", "large": bytes(200_000)}, 1),
                 lambda: replace_file(root / "file", bytes(200_000))):
