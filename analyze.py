@@ -14,12 +14,10 @@ if __name__ == "__main__":  # --help and mistaken options are answered before th
 
 import copy
 import dataclasses
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-import torchinfo
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -30,12 +28,13 @@ from utils.analysis.calibration import Reliability, reliability
 from utils.analysis.curves import epoch_curves, learning_rates
 from utils.analysis.gradcam import CamLayer, choose_layer, choose_method, class_maps, overlay
 from utils.analysis.misclassified import Example, Mistake, find_mistakes
+from utils.analysis.model_summary import describe_model
 from utils.analysis.report import render_report
 from utils.analysis.saved_run import SavedRun, open_run, trained_precision
 from utils.analysis.scores import accuracy_interval, confusion_matrix, most_confused, per_class_scores, write_per_class
-from utils.analysis.tracking import log_to_wandb
+from utils.analysis.tracking import track_analysis
 from utils.checkpoint import ModelConfig, load_model
-from utils.errors import one_line, run_script, together
+from utils.errors import run_script, together
 from utils.evaluation import predict
 from utils.files import replace_file, to_json
 from utils.metrics import score
@@ -127,7 +126,7 @@ def write_results(analysis: Analysis, logits: Tensor) -> dict:
 
     examples = explain(analysis, mistakes[: analysis.config.images])
     pictures = draw(analysis, matrix, calibration, examples, len(mistakes))
-    model_summary = describe_model(analysis)
+    model_summary = describe_model(analysis.model, analysis.model_config.image_size)
     (folder / "model_summary.txt").write_text(model_summary + "\n")
     page = render_report(
         run=analysis.run,
@@ -144,13 +143,11 @@ def write_results(analysis: Analysis, logits: Tensor) -> dict:
     )
     replace_file(folder / "report.html", page.encode())
     low, high = summary["accuracy_interval_95"]
-    print(
-        f"test accuracy {scores.correct}/{scores.count} ({scores.accuracy:.2%}, 95 % interval {low:.2%} to {high:.2%})"
-    )
+    print(f"test accuracy {scores.correct}/{scores.count} ({scores.accuracy:.2%}; 95 % interval {low:.2%}-{high:.2%})")
     if analysis.run.note:
         print(analysis.run.note)
     if analysis.config.track and "wandb" in analysis.run.config.trackers:
-        track(analysis, summary, pictures, examples, page)
+        track_analysis(analysis.run, summary, pictures, examples, class_names, page)
     print(f"report: {folder / 'report.html'}")
     return summary
 
@@ -189,22 +186,6 @@ def draw(
         figure.savefig(pictures[name])
     range_test = analysis.run.directory / "lr_finder.png"
     return {**pictures, "lr_finder": range_test} if range_test.exists() else pictures
-
-
-def describe_model(analysis: Analysis) -> str:
-    """Layer by layer: sizes in and out, parameters, multiplications."""
-    size = analysis.model_config.image_size
-    columns = ("input_size", "output_size", "num_params", "mult_adds")
-    model = copy.deepcopy(analysis.model)
-    return str(torchinfo.summary(model, (1, 3, size, size), col_names=columns, depth=4, verbose=0))
-
-
-def track(analysis: Analysis, summary: dict, pictures: dict[str, Path], examples: list[Example], page: str) -> None:
-    """Adds the results to the run in W&B. A fault there costs a warning, not the analysis."""
-    try:
-        log_to_wandb(analysis.run, summary, pictures, examples, analysis.model_config.class_names, page)
-    except Exception as error:
-        print(f"warning: W&B did not take the analysis ({one_line(error)})", file=sys.stderr)
 
 
 def statistics(analysis: Analysis) -> tuple[Tensor, Tensor]:

@@ -116,7 +116,7 @@ def calibration_figure(reliability: Reliability) -> Figure:
         xlim=(0, 1),
         ylim=(0, 1),
     )
-    diagram.legend(loc="upper left")
+    figure.legend(loc="outside lower center")
     histogram.bar(reliability.edges[:-1], reliability.counts, width, align="edge", color=COLOURS["test"])
     histogram.set(xlabel="confidence (probability of the predicted class)", ylabel="images")
     histogram.xaxis.set_major_formatter(PercentFormatter(1))
@@ -209,6 +209,6 @@ def _label(class_names: Sequence[str], index: int, confidence: float) -> str:
 
 
 def _text(name: str, longest: int = 18) -> str:
-    """A class name as matplotlib draws it as it is: no formula between dollar signs, not longer than its place."""
-    short = name if len(name) <= longest else name[: longest - 1] + "…"
+    """A class name as matplotlib draws it as it is: no formula between dollar signs, shortened in its middle."""
+    short = name if len(name) <= longest else f"{name[: longest // 2]}…{name[-longest // 2 + 1 :]}"
     return short.replace("$", r"\$")

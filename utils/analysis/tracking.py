@@ -1,5 +1,6 @@
 """The results of an analysis in the W&B run of the training."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 from utils.analysis.gradcam import enlarge
 from utils.analysis.misclassified import Example
 from utils.analysis.saved_run import SavedRun
+from utils.errors import one_line
 from utils.tracking import wandb_mode
 
 
-def log_to_wandb(
+def track_analysis(
     run: SavedRun,
     summary: Mapping[str, Any],
     figures: Mapping[str, Path],
@@ -20,8 +22,22 @@ def log_to_wandb(
 ) -> None:
     """Logs everything as `analysis/...` into the W&B run of the training, online or offline as that one.
 
-    The last optimizer step travels as a value: W&B drops what is logged at a step that it has passed.
+    A fault of W&B costs a warning on stderr, not the analysis.
     """
+    try:
+        _log_to_wandb(run, summary, figures, examples, class_names, report)
+    except Exception as error:
+        print(f"warning: W&B did not take the analysis ({one_line(error)})", file=sys.stderr)
+
+
+def _log_to_wandb(
+    run: SavedRun,
+    summary: Mapping[str, Any],
+    figures: Mapping[str, Path],
+    examples: Sequence[Example],
+    class_names: Sequence[str],
+    report: str,
+) -> None:
     import wandb
 
     tracked = wandb.init(
@@ -50,5 +66,5 @@ def log_to_wandb(
             "misclassified_table": table,
             "report": wandb.Html(report, inject=False),
         }
-        step = run.rows[-1]["step"] if run.rows else 0
+        step = run.rows[-1]["step"] if run.rows else 0  # a value: W&B drops what is logged at a step it has passed
         tracked.log({"step": step, **{f"analysis/{key}": value for key, value in content.items()}})
