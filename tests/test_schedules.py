@@ -29,11 +29,16 @@ def torch_factors(total: int, create) -> list[float]:
     return rates
 
 
-@pytest.mark.parametrize("total", [2, 3, 10, 97, 1960])
-@pytest.mark.parametrize("warmup_fraction", [0.0, 0.1, 0.25, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize(
+    ("total", "warmup_fraction"),
+    [
+        (total, share)
+        for total in (2, 3, 10, 97, 1960)
+        for share in (0.0, 0.1, 0.25, 0.3, 0.5, 0.9)
+        if total * share != 1  # torch divides by zero there
+    ],
+)
 def test_onecycle_is_torchs_at_every_step(total, warmup_fraction):
-    if warmup_fraction * total == 1:
-        pytest.skip("torch divides by zero there")
     theirs = torch_factors(
         total,
         lambda optimizer: OneCycleLR(
