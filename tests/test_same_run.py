@@ -1,0 +1,163 @@
+"""Promises 1 and 3: the same run on any number of processes, workers and micro-batches; every image counts once."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from data.datasets import Split
+from data.loaders import IGNORED, EvaluationLoader
+from tests.processes import run, tiny_config, train_script
+from utils.errors import EnvironmentFault
+from utils.training.micro_batch import fit_micro_batch_size, largest_that_fits, micro_batches
+
+# Rounding differs between divisions of a batch, and training amplifies it: a unit at the kink of its ReLU is enough,
+# and on images with large areas of one value many units meet there at once. Hence coloured noise and a low learning
+# rate, at which a wrong weight of one image still shows.
+NOISE = {"dataset": "imagefolder", "norm": "group", "batch_size": 32, "lr": 0.001, "momentum": 0.0}
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory) -> Path:
+    """566 training images of coloured noise in ten classes: 18 steps an epoch, the last one short."""
+    root, random = tmp_path_factory.mktemp("noise"), np.random.default_rng(0)
+    for split, count in (("train", 566), ("test", 37)):
+        for position in range(count):
+            label = position % 10
+            image = random.normal(128, 40, (16, 16, 3))
+            image[..., label % 3] += 12 * (label - 5)
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / f"{position}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def one_process(noise, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("same") / "one"
+    assert run(train_script, tiny_config(folder, **NOISE, data_dir=str(noise))) == [0]
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("world_size", "changes"),
+    [
+        (2, {}),
+        (3, {"num_workers": 2, "micro_batch_size": 5}),
+        (4, {"micro_batch_size": 2}),
+        (1, {"num_workers": 2, "micro_batch_size": 8}),
+    ],
+)
+def test_loss_at_every_step_is_the_same(noise, one_process, tmp_path, world_size, changes):
+    config = tiny_config(tmp_path / "run", **NOISE, data_dir=str(noise), **changes)
+    assert run(train_script, config, world_size=world_size) == [0] * world_size
+    expected, found = rows(one_process), rows(tmp_path / "run")
+    assert [(row["step"], row["split"]) for row in found] == [(row["step"], row["split"]) for row in expected]
+    assert sum(row["split"] == "train" for row in expected) >= 50
+    np.testing.assert_allclose(
+        [row["loss"] for row in found], [row["loss"] for row in expected], rtol=1e-4, err_msg=str(changes)
+    )
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["world_size"] == world_size
+
+
+def test_pieces_are_equally_many_on_every_rank_and_hold_each_image_once():
+    for global_count in (1, 2, 3, 7, 64, 500):
+        for world_size in (1, 2, 3, 4):
+            for size in (None, 1, 3, 64):
+                parts = np.array_split(np.arange(global_count), world_size)
+                counts, seen = set(), []
+                for part in parts:
+                    labels = torch.from_numpy(part) if len(part) else torch.tensor([IGNORED])
+                    pieces = micro_batches(torch.zeros(len(labels), 3), labels, global_count, size, world_size)
+                    counts.add(len(pieces))
+                    assert all(len(images) == len(targets) >= 1 for images, targets in pieces)
+                    assert size is None or all(len(targets) <= size for _, targets in pieces)
+                    seen += [int(label) for _, targets in pieces for label in targets if label != IGNORED]
+                assert len(counts) == 1
+                assert sorted(seen) == list(range(global_count))
+
+
+class RunsOutOfMemory(nn.Module):
+    """Raises torch's own error for more images at once than fit."""
+
+    def __init__(self, fits: int):
+        super().__init__()
+        self.fits, self.layer = fits, nn.Linear(3 * 8 * 8, 10)
+        self.norm = nn.BatchNorm1d(10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return self.norm(self.layer(images.flatten(1)))
+
+
+def fit_on_this_rank(folder: Path, limits: list[int]) -> None:
+    from utils.runtime import create_accelerator
+
+    accelerator = create_accelerator()
+    model = RunsOutOfMemory(limits[accelerator.process_index])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    size = fit_micro_batch_size(accelerator, model, 128, 8)
+    untouched = all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    (folder / f"rank{accelerator.process_index}").write_text(f"{size} {untouched}")
+
+
+def test_micro_batch_is_halved_until_it_fits_on_every_rank(tmp_path):
+    assert run(fit_on_this_rank, tmp_path, [1000, 40], world_size=2) == [0, 0]
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"32 True"}
+
+
+def test_other_errors_are_no_reason_for_smaller_micro_batches():
+    def broken(size: int) -> None:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        largest_that_fits(broken, 64)
+
+
+def test_not_even_one_image_fits_is_one_clear_error():
+    def too_big(size: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(EnvironmentFault, match="not even one image"):
+        largest_that_fits(too_big, 64)
+
+
+def predict_on_this_rank(folder: Path, count: int) -> None:
+    from models import create_model
+    from utils.evaluation import predict
+    from utils.runtime import create_accelerator
+
+    accelerator = create_accelerator()
+    torch.set_num_threads(1)
+    images = np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+    torch.manual_seed(accelerator.process_index)  # the ranks' weights are made equal below, their statistics by predict
+    model = create_model("resnet18", 10, width=16)
+    source = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=source) * 0.1
+    for rank_dependent in (module.running_mean for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        rank_dependent += 0.1 * accelerator.process_index
+    split = Split(images, np.zeros(count, dtype=np.int64))
+    loader = EvaluationLoader(split, accelerator.process_index, accelerator.num_processes, batch_size=8)
+    logits = predict(accelerator, model, loader, torch.full((3,), 0.5), torch.full((3,), 0.25))
+    np.save(folder / f"{accelerator.num_processes}-{accelerator.process_index}.npy", logits.numpy())
+
+
+@pytest.mark.parametrize("count", [37, 3, 1])
+def test_predictions_are_the_same_on_any_number_of_processes(tmp_path, count):
+    for world_size in (1, 2, 4):
+        assert run(predict_on_this_rank, tmp_path, count, world_size=world_size) == [0] * world_size
+    found = {path.name: np.load(path) for path in tmp_path.iterdir()}
+    assert len(found) == 7
+    for name, logits in found.items():
+        assert logits.shape == (count, 10)
+        np.testing.assert_array_equal(logits, found["1-0.npy"], err_msg=name)
