@@ -40,7 +40,7 @@ def curves_figure(curves: dict[str, list[Point]]) -> Figure:
     loss.set(title="Loss", ylabel="cross-entropy per image" + (", log scale" if loss.get_yscale() == "log" else ""))
     accuracy.set(title="Accuracy", xlabel="epoch", ylabel="share of images classified right")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1))
-    accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
+    accuracy.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     accuracy.set_xlim(0.5, max((point.epoch for points in curves.values() for point in points), default=1) + 0.5)
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
