@@ -68,6 +68,8 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Run:
     """Data, model and optimizer, fresh or as in the checkpoint to go on from."""
     device, rank, world_size = accelerator.device, accelerator.process_index, accelerator.num_processes
     with together(accelerator):
+        with torch.device("meta"):  # a mistaken model is not worth a download
+            create_model(config.model, 1, norm=config.norm, width=config.width)
         if accelerator.is_local_main_process:
             download(config.dataset, config.data_dir)
     with together(accelerator):
@@ -147,12 +149,13 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
         images += batch.global_count
         bar.update()
         if state.step % config.log_every_steps == 0 or state.step == final:
-            loss, accuracy, _ = run.window.mean(run.accelerator)
+            loss, accuracy, count = run.window.mean(run.accelerator)
             run.check_finite(loss)
             now = time.perf_counter()
             speed = round(images / (now - window_started), 1)
             window_started, images = now, 0
-            run.directory.log("train", state.step, state.epoch + 1, loss, accuracy, lr=rate, images_per_second=speed)
+            values = {"lr": rate, "images_per_second": speed, "images": count}
+            run.directory.log("train", state.step, state.epoch + 1, loss, accuracy, **values)
             bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.2%}, lr {rate:.3g}, {speed:.0f} images/s")
             run.epoch_sums.merge(run.window)
             run.window.reset()

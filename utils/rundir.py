@@ -62,10 +62,10 @@ class RunDirectory:
         folder = Path(resume)
         if not folder.is_dir():
             raise UserError(f"resume: {resume} is not allowed; it must be auto, never or a checkpoint folder")
-        newer = [path for path in list_checkpoints(root) if path.name > folder.name]
-        if newer:
+        existing = list_checkpoints(root)
+        if existing and existing[-1].resolve() != folder.resolve():
             raise UserError(
-                f"resume: {self.path} holds newer checkpoints ({newer[-1].name}); choose another --output_dir"
+                f"resume: {self.path} has gone on to {existing[-1].name}; use --resume auto or another --output_dir"
             )
         return folder
 
@@ -90,8 +90,7 @@ class RunDirectory:
         environment = describe_environment(accelerator)
         if accelerator.is_main_process:
             path = self.path / "environment.json"
-            before = json.loads(path.read_text()) if path.exists() else {}
-            environment["run_id"] = before.get("run_id", uuid.uuid4().hex[:8])
+            environment["run_id"] = _saved_run_id(path) or uuid.uuid4().hex[:8]
             replace_file(path, to_json(environment))
             write_config(config, self.path / "config.yaml")
         start_trackers(
@@ -149,3 +148,11 @@ class RunDirectory:
         self.accelerator.trackers = []
         if self._lock:
             self._lock.close()
+
+
+def _saved_run_id(path: Path) -> str | None:
+    """The id under which the trackers know the run, from the environment.json of its first start."""
+    try:
+        return json.loads(path.read_text())["run_id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

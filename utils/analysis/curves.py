@@ -17,19 +17,17 @@ class Point(NamedTuple):
 def epoch_curves(rows: Iterable[dict[str, Any]]) -> dict[str, list[Point]]:
     """One curve per split that was scored, in the order train, validation, test.
 
-    A training line covers the steps since the line before it, so an epoch's mean weights its lines by their steps
-    (batches are equal but for the last of an epoch). Of several test lines in an epoch the last one counts.
+    A training line covers the images since the line before it, so an epoch's mean weights its lines by their images.
+    Of several test lines in an epoch the last one counts.
     """
     sums: dict[int, np.ndarray] = {}
     scored: dict[str, dict[int, Point]] = {"train": {}, "validation": {}, "test": {}}
-    step_before = 0
     for row in rows:
         epoch = row["epoch"]
         if row["split"] != "train":
             scored[row["split"]][epoch] = Point(epoch, row["loss"], row["accuracy"])
             continue
-        steps, step_before = row["step"] - step_before, row["step"]
-        sums[epoch] = sums.get(epoch, 0) + steps * np.array([row["loss"], row["accuracy"], 1.0])
+        sums[epoch] = sums.get(epoch, 0) + row["images"] * np.array([row["loss"], row["accuracy"], 1.0])
         loss, accuracy, weight = sums[epoch].tolist()
         scored["train"][epoch] = Point(epoch, loss / weight, accuracy / weight)
     return {split: list(points.values()) for split, points in scored.items() if points}

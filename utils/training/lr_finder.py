@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.errors import SuiteError
+
 SMOOTHING = 0.9  # of the exponential mean of the loss
 DIVERGED = 2.0  # the test ends when the smoothed loss is this many times its lowest value
 
@@ -27,6 +29,8 @@ def range_test(
 
     Args:
         step: takes one update at the given learning rate and returns the batch's mean loss before it.
+
+    Raises SuiteError where already the first loss is not finite.
     """
     rates: list[float] = []
     losses: list[float] = []
@@ -43,6 +47,8 @@ def range_test(
         smoothed.append(mean / (1 - SMOOTHING ** (position + 1)))
         if position > steps // 10 and smoothed[-1] > DIVERGED * min(smoothed):
             break
+    if not rates:
+        raise SuiteError("the range test found no finite loss, not even at its lowest learning rate")
     return RangeTest(rates, losses, smoothed, suggest(rates, smoothed))
 
 

@@ -99,6 +99,9 @@ def unpack(
 
     Raises UserError naming what differs where the checkpoint belongs to another run.
     """
+    for name in FILES:
+        if name not in files and name != "best.safetensors":
+            raise UserError(f"resume: {source} has no {name}")
     trainer = json.loads(files["trainer.json"])
     if trainer["format_version"] > FORMAT_VERSION:
         raise UserError(
