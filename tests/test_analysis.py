@@ -270,17 +270,18 @@ def test_other_methods_of_the_library_work_by_name(digits_run, name):
 # -- numbers and figures ----------------------------------------------------------------------------------------------
 
 
-def test_an_epochs_mean_weights_its_lines_by_their_steps():
-    def line(step, epoch, split, loss, accuracy):
-        return {"step": step, "epoch": epoch, "split": split, "loss": loss, "accuracy": accuracy, "lr": 0.1}
+def test_an_epochs_mean_weights_its_lines_by_their_images():
+    def line(step, epoch, split, loss, accuracy, images=None):
+        row = {"step": step, "epoch": epoch, "split": split, "loss": loss, "accuracy": accuracy}
+        return row if images is None else {**row, "lr": 0.1, "images": images}
 
     rows = [
-        line(10, 1, "train", 4.0, 0.1),
-        line(15, 1, "train", 1.0, 0.4),
-        line(15, 1, "test", 2.0, 0.3),
-        line(20, 2, "train", 1.0, 0.5),
-        line(30, 2, "train", 0.4, 0.8),
-        line(30, 2, "test", 1.5, 0.6),
+        line(10, 1, "train", 4.0, 0.1, 1000),
+        line(16, 1, "train", 1.0, 0.4, 500),
+        line(16, 1, "test", 2.0, 0.3),
+        line(20, 2, "train", 1.0, 0.5, 400),
+        line(32, 2, "train", 0.4, 0.8, 800),
+        line(32, 2, "test", 1.5, 0.6),
     ]
     curves = epoch_curves(rows)
     assert list(curves) == ["train", "test"]

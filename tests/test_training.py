@@ -1,0 +1,306 @@
+"""What train_accelerate.py promises beside sameness and resume: files, lines, policies, errors."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.conftest import ROOT
+from tests.processes import run, start, tiny_config, train_script
+from tests.test_resume import join, logged_steps, wait_for
+from train_accelerate import main
+from utils.checkpoint import list_checkpoints, load_model
+from utils.config import TrainConfig, load_config
+from utils.training.lr_finder import range_test
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_headline_recipe_equals_the_defaults():
+    assert load_config(TrainConfig, ROOT / "recipes" / "resnet18.yaml") == TrainConfig()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_valid_and_says_how_to_run_it(path):
+    load_config(TrainConfig, path)
+    assert f"train_accelerate.py --config recipes/{path.name}" in path.read_text()
+
+
+def test_assignment_recipe_is_the_assignment():
+    config = load_config(TrainConfig, ROOT / "recipes" / "assignment.yaml")
+    assert (config.model, config.epochs, config.schedule) == ("resnet18", 20, "onecycle")
+    assert (config.crop_padding, config.cutout, config.horizontal_flip) == (4, 16, "none")
+    assert config.lr == "auto"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, dict, str]:
+    """A run called from Python, its returned summary, and what it printed."""
+    folder = tmp_path_factory.mktemp("training") / "run"
+    log = folder.with_suffix(".log")
+    assert run(train_script, tiny_config(folder, log_every_steps=10, keep_checkpoints=2), log=log) == [0]
+    return folder, json.loads((folder / "summary.json").read_text()), log.read_text()
+
+
+def test_run_directory_is_as_designed(finished):
+    folder, summary, _ = finished
+    lines = rows(folder)
+    train = [line for line in lines if line["split"] == "train"]
+    assert [line["step"] for line in train] == [10, 20, 23, 30, 40, 46, 50, 60, 69]
+    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
+    for line in lines:
+        keys = {"step", "epoch", "split", "loss", "accuracy"}
+        assert set(line) == keys | ({"lr", "images_per_second", "images"} if line["split"] == "train" else set())
+        assert 0 <= line["accuracy"] <= 1
+    assert sum(line["images"] for line in train) == 3 * 1437
+    assert [line["epoch"] for line in lines if line["split"] == "test"] == [1, 2, 3]
+    assert summary["test_accuracy"] == lines[-1]["accuracy"] >= 0.9
+    assert summary["test_count"] == 360
+    assert (summary["steps"], summary["epochs"], summary["seed"], summary["world_size"]) == (69, 3, 0, 1)
+    assert list(summary["per_class_accuracy"]) == [str(digit) for digit in range(10)]
+    assert 0 < summary["train_seconds"] < 600
+    assert summary["images_per_second"] == pytest.approx(3 * 1437 / summary["train_seconds"], rel=0.01)
+    assert [path.name for path in list_checkpoints(folder / "checkpoints")] == ["step-000046", "step-000069"]
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["versions"]["torch"] == torch.__version__
+    assert {"git_commit", "device", "world_size", "mixed_precision", "command"} <= set(environment)
+
+
+def test_config_yaml_repeats_the_run(finished, tmp_path):
+    folder, summary, _ = finished
+    config = load_config(TrainConfig, folder / "config.yaml")
+    config.output_dir = str(tmp_path / "again")
+    assert run(train_script, config) == [0]
+    again = json.loads((tmp_path / "again" / "summary.json").read_text())
+    assert {**again, "train_seconds": 0, "images_per_second": 0} == {
+        **summary,
+        "train_seconds": 0,
+        "images_per_second": 0,
+    }
+
+
+def test_exported_model_predicts_as_the_summary_says(finished):
+    from data.datasets import load_split
+    from data.loaders import to_input
+
+    folder, summary, _ = finished
+    model, config = load_model(folder / "model")
+    test, names = load_split("digits", "", "test", config.image_size)
+    assert config.class_names == names
+    with torch.no_grad():
+        logits = model(to_input(torch.from_numpy(test.images), torch.tensor(config.mean), torch.tensor(config.std)))
+    hits = (logits.argmax(1).numpy() == test.labels).mean()
+    assert hits == pytest.approx(summary["test_accuracy"], abs=1e-9)
+
+
+def test_one_line_per_epoch_and_no_bar_where_there_is_no_terminal(finished):
+    _, summary, printed = finished
+    lines = [line for line in printed.splitlines() if line.startswith("epoch ")]
+    assert len(lines) == 3
+    correct = round(360 * summary["test_accuracy"])
+    pattern = (
+        rf"epoch 3/3  train loss [\d.]+ accuracy [\d.]+%  test loss [\d.]+ accuracy {correct}/360 \([\d.]+%\)  [\d.]+ s"
+    )
+    assert re.fullmatch(pattern, lines[-1])
+    assert "step/s" not in printed
+    assert "\r" not in printed
+
+
+def test_max_steps_stops_early_and_a_larger_one_goes_on(finished, tmp_path):
+    folder, _, _ = finished
+    for max_steps in (30, None):
+        config = tiny_config(tmp_path / "run", log_every_steps=10, keep_checkpoints=2, max_steps=max_steps)
+        assert run(train_script, config) == [0]
+    name = "model/model.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_callable_from_a_notebook(tmp_path, capsys):
+    """In this process, and twice, as a notebook's user would."""
+    for seed in (0, 1):
+        summary = main(tiny_config(tmp_path / str(seed), seed=seed, max_steps=5, epochs=1))
+        assert summary["steps"] == 5
+        assert summary == json.loads((tmp_path / str(seed) / "summary.json").read_text())
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_best_validation_epoch_is_the_reported_model(tmp_path):
+    """A rate that rises to something absurd in the last epoch: the last model is the worst."""
+    config = tiny_config(
+        tmp_path / "run", validation_fraction=0.2, epochs=3, schedule="constant", warmup_fraction=0.9, lr=1.0
+    )
+    assert run(train_script, config) == [0]
+    lines = rows(tmp_path / "run")
+    scores = {
+        split: {line["step"]: line["accuracy"] for line in lines if line["split"] == split}
+        for split in ("validation", "test")
+    }
+    best = max(scores["validation"], key=lambda step: (scores["validation"][step], -step))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["best_validation_accuracy"] == scores["validation"][best]
+    assert summary["test_accuracy"] == scores["test"][best]
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    folder, log = tmp_path / "run", tmp_path / "log"
+    good = tiny_config(folder, epochs=6, lr=1e30, schedule="onecycle", optimizer="sgd", max_steps=1, batch_size=256)
+    assert run(train_script, good, log=log) == [1]
+    text = log.read_text()
+    assert "Traceback" not in text
+    (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert "not finite" in line
+    assert "learning rate" in line
+    assert "last good checkpoint: none" in line
+    assert not list_checkpoints(folder / "checkpoints")
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("schedule", ["onecycle", "cosine", "linear", "step", "constant"])
+def test_every_optimizer_and_schedule_learns(tmp_path, optimizer, schedule):
+    rate = 0.05 if optimizer == "sgd" else 0.002
+    options = {"optimizer": optimizer, "schedule": schedule, "lr": rate, "warmup_fraction": 0.1, "label_smoothing": 0.1}
+    summary = main(tiny_config(tmp_path, **options, epochs=2, grad_clip_norm=5.0, decay_norm_and_bias=False))
+    assert summary["test_loss"] < 2.25 or summary["test_accuracy"] > 0.2
+    lines = [line for line in rows(tmp_path) if line["split"] == "train"]
+    assert lines[-1]["loss"] < 0.6 * lines[0]["loss"]
+
+
+def test_range_test_leaves_no_trace_in_the_training(finished, tmp_path):
+    folder, _, _ = finished
+    log = tmp_path / "log"
+    config = tiny_config(tmp_path / "run", log_every_steps=10, keep_checkpoints=2, find_lr=True)
+    assert run(train_script, config, log=log) == [0]
+    name = "model/model.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (folder / name).read_bytes()
+    with open(tmp_path / "run" / "lr_finder.csv") as file:
+        table = list(csv.DictReader(file))
+    rates = [float(line["lr"]) for line in table]
+    assert rates == sorted(rates)
+    assert set(table[0]) == {"lr", "loss", "smoothed_loss"}
+    assert (tmp_path / "run" / "lr_finder.png").read_bytes().startswith(b"\x89PNG")
+    assert "range test suggests" in log.read_text()
+
+
+@pytest.mark.slow
+def test_suggested_rate_is_stable_and_as_good_as_the_recipes(tmp_path):
+    """On digits: three seeds within a factor of 2, and at most 1 point under the rate that was chosen by hand."""
+    accuracy: dict[object, list[float]] = {"auto": [], 0.1: []}
+    suggested = []
+    for seed in range(3):
+        for rate in accuracy:
+            summary = main(tiny_config(tmp_path / f"{rate}-{seed}", lr=rate, seed=seed, cutout=0, epochs=4))
+            accuracy[rate].append(summary["test_accuracy"])
+            if rate == "auto":
+                suggested.append(summary["learning_rate"])
+    assert max(suggested) <= 2 * min(suggested)
+    assert sum(accuracy["auto"]) / 3 >= sum(accuracy[0.1]) / 3 - 0.01
+
+
+def test_range_test_without_any_finite_loss_is_one_clear_error():
+    from utils.errors import SuiteError
+
+    with pytest.raises(SuiteError, match="no finite loss"):
+        range_test(lambda rate: float("nan"))
+
+
+def test_command_line_errors_are_one_line_and_exit_code_2(tmp_path):
+    for words, expected in (
+        (["--model", "resnet50"], "resnet50"),
+        (["--dataset", "imagefolder", "--data_dir", str(tmp_path / "nowhere")], "nowhere"),
+        (["--batch_size", "0"], "batch_size: 0"),
+    ):
+        command = [
+            sys.executable,
+            "train_accelerate.py",
+            *words,
+            "--output_dir",
+            str(tmp_path / "run"),
+            "--trackers",
+            "none",
+        ]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        (line,) = done.stderr.strip().splitlines()
+        assert line.startswith("error: ")
+        assert expected in line
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_error_on_many_processes_is_printed_once(tmp_path):
+    log = tmp_path / "log"
+    config = tiny_config(tmp_path / "run", dataset="imagefolder", data_dir=str(tmp_path / "nowhere"))
+    assert run(train_script, config, world_size=3, log=log) == [2, 2, 2]
+    lines = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+
+
+# -- trackers ---------------------------------------------------------------------------------------------------------
+
+
+def wandb_records(folder: Path, kind: str) -> list[dict]:
+    """Records of one kind from all offline W&B runs in a run directory, in order."""
+    found = []
+    for run_folder in sorted((folder / "wandb").glob("offline-run-*")):
+        command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(run_folder)]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        records = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+        found += [record[kind] for record in records if record["type"] == kind]
+    return found
+
+
+def history(folder: Path) -> list[tuple[int, str]]:
+    """(step, split) of every history line in W&B."""
+    lines = [record["item"] for record in wandb_records(folder, "history")]
+    splits = ("train", "validation", "test")
+    return [(line["step"], split) for line in lines for split in splits if f"{split}/loss" in line]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_wandb_run_goes_on_after_a_kill_without_a_repeated_or_missing_line(tmp_path, world_size):
+    folder = tmp_path / "run"
+    config = tiny_config(folder, trackers=["wandb"], checkpoint_every_steps=10)
+    processes = start(train_script, config, world_size=world_size)
+    wait_for(lambda: logged_steps(folder) >= 27, processes)
+    for process in processes:
+        os.kill(process.pid, signal.SIGKILL)
+    join(processes)
+    assert run(train_script, config, world_size=world_size) == [0] * world_size
+    expected = [(line["step"], line["split"]) for line in rows(folder)]
+    assert history(folder) == expected
+    runs = wandb_records(folder, "run")
+    assert len(runs) == 2
+    assert len({record["run_id"] for record in runs}) == 1
+    assert runs[0]["job_type"] == "train"
+    summary = wandb_records(folder, "summary")
+    assert any("test_accuracy" in record.get("update", {}) for record in summary)
+
+
+def test_tensorboard_has_the_same_numbers(tmp_path):
+    main(tiny_config(tmp_path, trackers=["tensorboard"], epochs=1, log_every_steps=10))
+    events = min(tmp_path.rglob("events.out.tfevents.*"), key=lambda path: len(path.parts))  # others hold the options
+    board = EventAccumulator(str(events.parent))
+    board.Reload()
+    found = [(event.step, event.value) for event in board.Scalars("train/loss")]
+    expected = [(line["step"], line["loss"]) for line in rows(tmp_path) if line["split"] == "train"]
+    assert [step for step, _ in found] == [step for step, _ in expected]
+    assert [value for _, value in found] == pytest.approx([value for _, value in expected])
+    assert [event.step for event in board.Scalars("test/accuracy")] == [23]
+
+
+def test_without_trackers_their_libraries_are_not_loaded(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from tests.processes import tiny_config; from train_accelerate import main;"
+        f"main(tiny_config(Path({str(tmp_path)!r}), max_steps=1)); assert 'wandb' not in sys.modules, 'wandb';"
+        "assert 'torch.utils.tensorboard' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
