@@ -12,7 +12,7 @@ from utils.launcher import stop_with_launcher
 
 if __name__ == "__main__":  # --help and mistaken options are answered before the libraries are loaded
     stop_with_launcher()
-    CONFIG = parse_config(TrainConfig, description=__doc__)
+    parse_config(TrainConfig, description=__doc__)
 
 import contextlib
 import time
@@ -45,8 +45,9 @@ from utils.training.state import FILES, TrainState, unpack
 
 def main(config: TrainConfig) -> dict[str, Any]:
     """Trains from `config`, or goes on with what its output_dir holds; returns the content of summary.json."""
-    accelerator = create_accelerator(configured_trackers(config.trackers), config.output_dir)
-    with StopRequest(accelerator) as stop:
+    trackers = configured_trackers(config.trackers)
+    accelerator = create_accelerator(trackers, config.output_dir, peer_timeout=config.peer_timeout)
+    with StopRequest(accelerator, config.peer_timeout) as stop:
         run = set_up(config, accelerator)
         try:
             if run.state.step == 0 and (config.find_lr or config.lr == "auto"):
@@ -277,24 +278,7 @@ def finish(run: Run, scores: Scores | None) -> dict[str, Any]:
     with together(accelerator):
         if accelerator.is_main_process:
             export_model(run.directory.path / "model", run.model_config, run.model.state_dict())
-    rest = state.step - state.epoch * run.loader.steps_per_epoch
-    images = state.epoch * run.loader.count + rest * config.batch_size
-    summary = {
-        "test_accuracy": scores.accuracy,
-        "test_loss": scores.loss,
-        "test_count": scores.count,
-        "per_class_accuracy": dict(zip(run.data.class_names, scores.per_class_accuracy, strict=True)),
-        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
-        "steps": state.step,
-        "epochs": state.epoch,
-        "train_seconds": round(state.train_seconds, 3),
-        "images_per_second": round(images / state.train_seconds, 1) if state.train_seconds else None,
-        "world_size": accelerator.num_processes,
-        "mixed_precision": accelerator.mixed_precision,
-        "seed": config.seed,
-        "learning_rate": state.learning_rate,
-        "best_validation_accuracy": state.best_accuracy,
-    }
+    summary = run.summary(scores)
     run.directory.finish(summary)
     accelerator.print(
         f"test accuracy {scores.correct}/{scores.count} ({scores.accuracy:.2%}), {state.step} steps in "
@@ -303,5 +287,10 @@ def finish(run: Run, scores: Scores | None) -> dict[str, Any]:
     return summary
 
 
+def command_line() -> None:
+    """The whole script; also what Accelerate's TPU launcher calls in each of its processes."""
+    run_script(main, parse_config(TrainConfig, description=__doc__))
+
+
 if __name__ == "__main__":
-    run_script(main, CONFIG)
+    command_line()

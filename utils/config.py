@@ -121,6 +121,9 @@ class TrainConfig(Config):
 
     channels_last: bool = option(True, "hardware", "NHWC memory layout")
     compile: bool = option(False, "hardware", "torch.compile the model")
+    peer_timeout: int = option(
+        600, "hardware", "seconds to wait for another process before giving it up as lost", low=1
+    )
 
     seed: int = option(0, "run", "seed of the weights, the data order and the augmentation", low=0, high=2**32 - 1)
     output_dir: str = option("runs/resnet18", "run", "folder of the run")

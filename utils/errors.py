@@ -49,7 +49,7 @@ class Interrupted(BaseException):
 
 # What the communication back ends say when the process at the other end is gone.
 LOST_PEER = re.compile(
-    r"connection (closed|reset)|broken pipe|socket closed|gloo.*timed? ?out|timed out waiting|nccl.*(abort|remote)"
+    r"connection (closed|reset|refused)|broken pipe|socket closed|timed out|timeout|nccl.*(abort|remote)|no route to host"
     r"|failed to recv|DistStoreError|DistNetworkError|recvValue failed",
     re.IGNORECASE,
 )

@@ -1,40 +1,54 @@
 """The machine under the program: processes, devices, threads, versions."""
 
+import ctypes
 import os
 import platform
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration, is_torch_xla_available
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, is_torch_xla_available, parse_flag_from_env
 
 from utils.errors import UserError
 
 
 def create_accelerator(
-    log_with: list[str] | None = None, project_dir: str | Path | None = None, default_precision: str | None = None
+    log_with: list[str] | None = None,
+    project_dir: str | Path | None = None,
+    default_precision: str | None = None,
+    peer_timeout: int = 600,
 ) -> Accelerator:
     """The Accelerator of this launch: precision, processes and device are the launcher's.
 
-    Where the launch names no precision, `default_precision` (no, fp16, bf16) is taken. Without any accelerator device
-    the processes form a gloo group on the CPU. Raises UserError where the processes do not form the group that they
-    were started as, since each would silently train on its own.
+    Where the launch names no precision, `default_precision` (no, fp16, bf16) is taken; a CPU has no fp16. Without any
+    accelerator device the processes form a gloo group on the CPU. Raises UserError where the processes do not form the
+    group that they were started as, since each would silently train on its own.
+
+    A process that does not answer the others for `peer_timeout` seconds counts as lost.
     """
     if "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ:
         raise UserError(
             "accelerate launch was asked for several processes but started only one; on a CPU use "
             "--config_file accelerate_configs/multi_cpu.yaml"
         )
+    devices = torch.cuda.device_count()
+    if 0 < devices < local_world_size() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+        raise UserError(f"{local_world_size()} processes were started on {devices} GPUs; use --num_processes {devices}")
     on_cpu = not torch.accelerator.is_available() and not is_torch_xla_available()
+    if on_cpu and default_precision == "fp16":
+        default_precision = "no"
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ or AcceleratorState._shared_state
+    group = InitProcessGroupKwargs(timeout=timedelta(seconds=peer_timeout))
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=None if launched else default_precision,
         log_with=log_with or None,
+        kwargs_handlers=[group],
         project_config=ProjectConfiguration(project_dir=str(project_dir)) if project_dir else None,
     )
     started = int(os.environ.get("WORLD_SIZE", accelerator.num_processes))
@@ -44,12 +58,28 @@ def create_accelerator(
             "see accelerate_configs/"
         )
     if accelerator.device.type == "cpu":
+        if accelerator.mixed_precision == "fp16":
+            raise UserError("mixed_precision: fp16 needs a GPU; on a CPU use bf16 or no")
         torch.set_num_threads(max(1, available_cores() // local_world_size()))
+        keep_freed_memory()
     elif accelerator.device.type == "cuda":
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
     return accelerator
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep freed memory instead of handing it back to the system.
+
+    By default it maps and unmaps every large tensor anew, and the kernel clears the pages each time: of a training step
+    of ResNet-18 with 512 images on two cores, 16 % of the time (93 instead of 107 images/s).
+    """
+    m_trim_threshold, m_mmap_max = -1, -4
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, -1)
 
 
 def available_cores() -> int:

@@ -3,17 +3,24 @@
 import os
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
+from utils.errors import UserError
+
 Config = Mapping[str, Any]
 
 
 def configured_trackers(names: list[str]) -> list[str]:
-    """The tracker names as Accelerate takes them."""
-    return [name for name in names if name != "none"]
+    """The tracker names as Accelerate takes them. Raises UserError for one whose package is missing."""
+    trackers = [name for name in names if name != "none"]
+    for name in trackers:
+        if find_spec(name) is None:
+            raise UserError(f"trackers: {name} is not installed; pip install -r requirements-optional.txt")
+    return trackers
 
 
 def start_trackers(

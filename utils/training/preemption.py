@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from datetime import timedelta
 from types import FrameType
 
 import torch
@@ -23,7 +24,7 @@ class StopRequest:
     A second SIGINT ends the process at once.
     """
 
-    def __init__(self, accelerator: Accelerator):
+    def __init__(self, accelerator: Accelerator, peer_timeout: int = 600):
         self.signum = 0
         self._noted_at = 0.0
         self._before: dict[int, object] = {}
@@ -31,7 +32,7 @@ class StopRequest:
         self._many = accelerator.num_processes > 1
         if self._many and torch.distributed.get_backend() != "gloo":
             # On the CPU, so that asking at every step never waits for the device.
-            self._group = torch.distributed.new_group(backend="gloo")
+            self._group = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=peer_timeout))
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,6 +90,27 @@ class Run:
             between_batches=between_batches,
         )
         return score(logits, torch.from_numpy(split.labels))
+
+    def summary(self, scores: Scores) -> dict[str, Any]:
+        """The content of summary.json, with the scores of the reported model on the test split."""
+        state, loader = self.state, self.loader
+        images = state.epoch * loader.count + (state.step - state.epoch * loader.steps_per_epoch) * loader.batch_size
+        return {
+            "test_accuracy": scores.accuracy,
+            "test_loss": scores.loss,
+            "test_count": scores.count,
+            "per_class_accuracy": dict(zip(self.data.class_names, scores.per_class_accuracy, strict=True)),
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "steps": state.step,
+            "epochs": state.epoch,
+            "train_seconds": round(state.train_seconds, 3),
+            "images_per_second": round(images / state.train_seconds, 1) if state.train_seconds else None,
+            "world_size": self.accelerator.num_processes,
+            "mixed_precision": self.accelerator.mixed_precision,
+            "seed": self.config.seed,
+            "learning_rate": state.learning_rate,
+            "best_validation_accuracy": state.best_accuracy,
+        }
 
     def save(self) -> None:
         """Writes a checkpoint of the run as it stands; to be called on every rank at the same step."""
