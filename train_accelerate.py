@@ -51,7 +51,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
         run = set_up(config, accelerator)
         try:
             if run.state.step == 0 and (config.find_lr or config.lr == "auto"):
-                find_learning_rate(run)
+                find_learning_rate(run, stop)
             scores = None
             while run.state.evaluated_step < run.last_step:
                 started = time.perf_counter()
@@ -243,7 +243,7 @@ def evaluate_epoch(run: Run, stop: StopRequest, started: float) -> Scores:
     return test
 
 
-def find_learning_rate(run: Run) -> None:
+def find_learning_rate(run: Run, stop: StopRequest) -> None:
     """Runs the range test on training batches, restores model and optimizer, and takes its rate if `lr` is auto."""
     accelerator = run.accelerator
     weights = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
@@ -252,6 +252,8 @@ def find_learning_rate(run: Run) -> None:
     batches = (batch for epoch in unused_epochs for batch in run.loader.epoch(epoch))
 
     def step(rate: float) -> float:
+        if signum := stop.agreed():
+            raise Interrupted(signum, "stopped in the range test, before training")
         batch, mean = next(batches), RunningMean(accelerator.device)
         mean.add(*train_step(run, batch, rate), batch.count)
         return mean.mean(accelerator)[0]

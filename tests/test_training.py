@@ -299,8 +299,27 @@ def test_tensorboard_has_the_same_numbers(tmp_path):
 
 def test_without_trackers_their_libraries_are_not_loaded(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from tests.processes import tiny_config; from train_accelerate import main;"
+        "import sys; from pathlib import Path\n"
+        "from tests.processes import tiny_config; from train_accelerate import main\n"
         f"main(tiny_config(Path({str(tmp_path)!r}), max_steps=1)); assert 'wandb' not in sys.modules, 'wandb';"
         "assert 'torch.utils.tensorboard' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+
+
+def test_tracker_that_is_not_installed_is_refused_with_how_to_install_it(monkeypatch):
+    from utils.errors import UserError
+    from utils.tracking import configured_trackers
+
+    assert configured_trackers(["none"]) == []
+    monkeypatch.setitem(sys.modules, "trackio", None)  # as if it were not there
+    with pytest.raises(UserError, match="trackio is not installed; pip install"):
+        configured_trackers(["wandb", "trackio"])
+
+
+def test_fp16_on_a_cpu_is_refused(tmp_path):
+    environment = {**os.environ, "ACCELERATE_MIXED_PRECISION": "fp16", "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "train_accelerate.py", "--dataset", "digits", "--output_dir", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: mixed_precision: fp16 needs a GPU; on a CPU use bf16 or no"

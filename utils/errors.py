@@ -49,8 +49,8 @@ class Interrupted(BaseException):
 
 # What the communication back ends say when the process at the other end is gone.
 LOST_PEER = re.compile(
-    r"connection (closed|reset|refused)|broken pipe|socket closed|timed out|timeout|nccl.*(abort|remote)|no route to host"
-    r"|failed to recv|DistStoreError|DistNetworkError|recvValue failed",
+    r"connection (closed|reset|refused)|broken pipe|socket closed|timed out|timeout|no route to host"
+    r"|nccl.*(abort|remote)|failed to recv|DistStoreError|DistNetworkError|recvValue failed",
     re.IGNORECASE,
 )
 
@@ -94,7 +94,7 @@ def run_script(main: Callable[[Any], Any], config: Any) -> NoReturn:
     try:
         main(config)
     except Interrupted as stop:
-        leave(128 + stop.signum, str(stop))
+        leave(128 + stop.signum, str(stop) if int(os.environ.get("RANK", 0)) == 0 else "")
     except KeyboardInterrupt:
         leave(128 + signal.SIGINT, "interrupted")
     except SuiteError as error:

@@ -1,10 +1,10 @@
 """Everything that one training works with, and what is asked of it more than once."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -135,7 +135,7 @@ class Run:
 
     def check_finite(self, loss: float) -> None:
         """Raises where the loss or the weights are no numbers any more; the last checkpoint is from before."""
-        if np.isfinite(loss) and all(bool(torch.isfinite(weight).all()) for weight in self.model.parameters()):
+        if math.isfinite(loss) and torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all():
             return
         raise SuiteError(
             f"the loss is not finite any more at step {self.state.step} (peak learning rate "

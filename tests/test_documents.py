@@ -1,0 +1,30 @@
+"""README and docs say what is there."""
+
+import dataclasses
+import re
+
+from tests.conftest import ROOT
+from utils.config import AnalyzeConfig, TrainConfig
+
+
+def test_readme_names_every_option_and_no_other():
+    table = (ROOT / "README.md").read_text().split("## Options")[1].split("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "---" not in line]
+    training = {name for row in rows if "analyze.py" not in row for name in re.findall(r"`(\w+)`", row)}
+    analysis = {name for row in rows if "analyze.py" in row for name in re.findall(r"`(\w+)`", row)}
+    assert training == {field.name for field in dataclasses.fields(TrainConfig)}
+    assert analysis == {field.name for field in dataclasses.fields(AnalyzeConfig)} - {"run"}
+
+
+def test_links_and_files_named_in_the_documents_exist():
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        text = page.read_text()
+        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+        for name in re.findall(r"`((?:utils|data|models|tests|benchmarks|recipes|accelerate_configs)/[\w./]+)`", text):
+            path = ROOT / name
+            assert path.exists() or path.with_suffix(".py").exists(), f"{page.name}: {name}"
+
+
+def test_models_folder_has_resnet_without_bottleneck():
+    assert not re.search(r"class\s+Bottleneck", (ROOT / "models" / "resnet.py").read_text())
