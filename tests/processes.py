@@ -69,6 +69,7 @@ def run(function: Callable[..., Any], *arguments: Any, world_size: int = 1, log:
 
 
 def _rank(environment: dict[str, Any], log: Path | None, function: Callable[..., Any], arguments: tuple) -> None:
+    os.environ.pop("WANDB_SERVICE", None)  # of tests that used W&B in pytest's own process
     os.environ.update({name: str(value) for name, value in environment.items()})
     if log is not None:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

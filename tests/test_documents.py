@@ -19,7 +19,7 @@ def test_readme_names_every_option_and_no_other():
 def test_links_and_files_named_in_the_documents_exist():
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         text = page.read_text()
-        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        for link in re.findall(r"(?:\]\(|src=\")([^)#:\"]+)[)\"]", text):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
         for name in re.findall(r"`((?:utils|data|models|tests|benchmarks|recipes|accelerate_configs)/[\w./]+)`", text):
             path = ROOT / name

@@ -79,5 +79,5 @@ def test_notebook_runs_from_end_to_end(notebook, tmp_path, monkeypatch):
     shown = [output.data for cell in code_cells(notebook) for output in cell.outputs if "data" in output]
     assert sum("image/png" in data for data in shown) == 5  # curves, learning rate, range test, mistakes, GradCAM
     table = next(data["text/markdown"] for data in shown if "text/markdown" in data)
-    assert table.startswith("| class | accuracy | images |")
+    assert table.startswith("| | accuracy | images |")
     assert len(table.splitlines()) == 2 + 10

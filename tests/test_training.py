@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import re
 import signal
@@ -72,7 +73,7 @@ def test_run_directory_is_as_designed(finished):
     assert summary["images_per_second"] == pytest.approx(3 * 1437 / summary["train_seconds"], rel=0.01)
     assert [path.name for path in list_checkpoints(folder / "checkpoints")] == ["step-000046", "step-000069"]
     environment = json.loads((folder / "environment.json").read_text())
-    assert environment["versions"]["torch"] == torch.__version__
+    assert environment["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert {"git_commit", "device", "world_size", "mixed_precision", "command"} <= set(environment)
 
 
@@ -152,16 +153,20 @@ def test_best_validation_epoch_is_the_reported_model(tmp_path):
 
 
 def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    """A rate that ends in infinity: steps during the warm-up are harmless and saved, later ones are not."""
     folder, log = tmp_path / "run", tmp_path / "log"
-    good = tiny_config(folder, epochs=6, lr=1e30, schedule="onecycle", optimizer="sgd", max_steps=1, batch_size=256)
-    assert run(train_script, good, log=log) == [1]
+    config = tiny_config(folder, lr=1e38, schedule="onecycle", checkpoint_every_steps=1, keep_checkpoints=100)
+    assert run(train_script, config, log=log) == [1]
     text = log.read_text()
     assert "Traceback" not in text
     (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
-    assert "not finite" in line
-    assert "learning rate" in line
-    assert "last good checkpoint: none" in line
-    assert not list_checkpoints(folder / "checkpoints")
+    for words in ("not finite any more at step", "learning rate 1e+38", "try a lower --lr"):
+        assert words in line
+    saved = list_checkpoints(folder / "checkpoints")
+    assert f"last good checkpoint: {saved[-1].name if saved else 'none'}" in line
+    for checkpoint in saved:
+        assert all(bool(weight.isfinite().all()) for weight in load_model(checkpoint)[0].parameters())
+    assert all(math.isfinite(row["loss"]) for row in rows(folder))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

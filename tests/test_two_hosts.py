@@ -24,7 +24,7 @@ def ip(*words: str) -> None:
 
 @pytest.fixture
 def hosts():
-    """Two namespaces; the link between them is called `link` in both."""
+    """Two namespaces; the link between them is called `cable` in both."""
     if shutil.which("ip") is None or os.geteuid() != 0:
         pytest.skip("network namespaces need root and iproute2")
     try:
@@ -33,11 +33,11 @@ def hosts():
         pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
     try:
         ip("netns", "add", "suite1")
-        ip("link", "add", "link", "netns", "suite0", "type", "veth", "peer", "name", "link", "netns", "suite1")
+        ip("link", "add", "cable", "netns", "suite0", "type", "veth", "peer", "name", "cable", "netns", "suite1")
         for name, address in ADDRESSES.items():
-            ip("-n", name, "address", "add", f"{address}/24", "dev", "link")
+            ip("-n", name, "address", "add", f"{address}/24", "dev", "cable")
             ip("-n", name, "link", "set", "lo", "up")
-            ip("-n", name, "link", "set", "link", "up")
+            ip("-n", name, "link", "set", "cable", "up")
         yield list(ADDRESSES)
     finally:
         for name in ADDRESSES:
@@ -56,7 +56,7 @@ def launch(hosts: list[str], folders: list[Path], logs: list[Path], **changes) -
         command += ["--config_file", "accelerate_configs/multi_node.yaml", "--mixed_precision", "no"]
         command += ["--num_machines", "2", "--num_processes", "2", "--machine_rank", str(rank)]
         command += ["--main_process_ip", ADDRESSES["suite0"], "--main_process_port", str(PORT)]
-        environment = {**os.environ, "GLOO_SOCKET_IFNAME": "link"}
+        environment = {**os.environ, "GLOO_SOCKET_IFNAME": "cable"}
         with open(log, "w") as file:
             launchers.append(
                 subprocess.Popen(
@@ -79,14 +79,14 @@ def test_cut_link_ends_both_sides_with_one_line_and_the_run_resumes(hosts, tmp_p
     deadline = time.monotonic() + 90
     while logged_steps(folders[0]) < 12 and time.monotonic() < deadline:
         time.sleep(0.05)
-    ip("-n", "suite1", "link", "set", "link", "down")
+    ip("-n", "suite1", "link", "set", "cable", "down")
     for launcher in launchers:
         assert launcher.wait(120) != 0
     for log in logs:
         lines = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
         assert len(lines) == 1, log.read_text()
         assert "lost another process" in lines[0]
-    ip("-n", "suite1", "link", "set", "link", "up")
+    ip("-n", "suite1", "link", "set", "cable", "up")
     for launcher in launch(hosts, folders, logs):
         assert launcher.wait(120) == 0, logs[0].read_text() + logs[1].read_text()
     assert "resumed from" in logs[0].read_text()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as distributed
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, is_torch_xla_available, parse_flag_from_env
@@ -43,12 +44,13 @@ def create_accelerator(
     if on_cpu and default_precision == "fp16":
         default_precision = "no"
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ or AcceleratorState._shared_state
-    group = InitProcessGroupKwargs(timeout=timedelta(seconds=peer_timeout))
+    timeout = timedelta(seconds=peer_timeout)
+    _join_after_restart("gloo" if on_cpu or parse_flag_from_env("ACCELERATE_USE_CPU") else "nccl", timeout)
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=None if launched else default_precision,
         log_with=log_with or None,
-        kwargs_handlers=[group],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
         project_config=ProjectConfiguration(project_dir=str(project_dir)) if project_dir else None,
     )
     started = int(os.environ.get("WORLD_SIZE", accelerator.num_processes))
@@ -67,6 +69,21 @@ def create_accelerator(
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
     return accelerator
+
+
+def _join_after_restart(backend: str, timeout: timedelta) -> None:
+    """Forms the process group of a launch that torch's elastic agent has restarted, under keys of its own.
+
+    With Accelerate's default, the static rendezvous, the agent keeps its store over a restart, and the new processes
+    would look for each other at the addresses of those that died.
+    """
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    if attempt == 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or distributed.is_initialized():
+        return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = distributed.PrefixStore(f"attempt{attempt}", distributed.TCPStore(address, port, timeout=timeout))
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    distributed.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world_size)
 
 
 def keep_freed_memory() -> None:
