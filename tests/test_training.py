@@ -270,21 +270,20 @@ def history(folder: Path) -> list[tuple[int, str]]:
     return [(line["step"], split) for line in lines for split in splits if f"{split}/loss" in line]
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_wandb_run_goes_on_after_a_kill_without_a_repeated_or_missing_line(tmp_path, world_size):
+@pytest.mark.parametrize(("world_size", "signum"), [(1, signal.SIGKILL), (2, signal.SIGKILL), (1, signal.SIGTERM)])
+def test_wandb_run_goes_on_after_a_stop_without_a_repeated_or_missing_line(tmp_path, world_size, signum):
     folder = tmp_path / "run"
     config = tiny_config(folder, trackers=["wandb"], checkpoint_every_steps=10)
     processes = start(train_script, config, world_size=world_size)
     wait_for(lambda: logged_steps(folder) >= 27, processes)
     for process in processes:
-        os.kill(process.pid, signal.SIGKILL)
+        os.kill(process.pid, signum)
     join(processes)
     assert run(train_script, config, world_size=world_size) == [0] * world_size
     expected = [(line["step"], line["split"]) for line in rows(folder)]
     assert history(folder) == expected
     runs = wandb_records(folder, "run")
-    assert len(runs) == 2
-    assert len({record["run_id"] for record in runs}) == 1
+    assert {record["run_id"] for record in runs} == {json.loads((folder / "environment.json").read_text())["run_id"]}
     assert runs[0]["job_type"] == "train"
     summary = wandb_records(folder, "summary")
     assert any("test_accuracy" in record.get("update", {}) for record in summary)

@@ -19,7 +19,7 @@ from utils.errors import SuiteError, UserError, one_line, together
 from utils.files import lock_folder, replace_file, to_json
 from utils.metrics import MetricsFile
 from utils.runtime import describe_environment
-from utils.tracking import start_trackers, track, track_summary
+from utils.tracking import Line, known_lines, start_trackers, track, track_summary
 
 
 class RunDirectory:
@@ -30,7 +30,8 @@ class RunDirectory:
         self.path = Path(config.output_dir)
         self.metrics = MetricsFile(self.path / "metrics.jsonl")
         self.failed_save = ""
-        self._tracked: set[tuple[int, str]] = set()
+        self._told: set[Line] = set()
+        self._known: dict[str, set[Line]] = {}
         self._lock: TextIO | None = None
 
     # -- before training ----------------------------------------------------------------------------------------------
@@ -77,11 +78,10 @@ class RunDirectory:
         self._start_trackers()
 
     def _take_over_metrics(self, size: int, resumed_from: Path | None) -> None:
+        self._told = {(row["step"], row["split"]) for row in self.metrics.rows()}
         origin = resumed_from.resolve().parent.parent / "metrics.jsonl" if resumed_from else None
         if origin and origin.exists() and origin != self.metrics.path.resolve():
             self.metrics.path.write_bytes(origin.read_bytes()[:size])
-        # A tracker cannot forget: what it was told beyond the checkpoint will come again, equal, and is not repeated.
-        self._tracked = {(row["step"], row["split"]) for row in self.metrics.rows()}
         self.metrics.truncate(size)
 
     def _start_trackers(self) -> None:
@@ -101,6 +101,10 @@ class RunDirectory:
             environment.get("run_id", ""),
             {**options, **{key: str(value) for key, value in environment.items() if key != "run_id"}},
         )
+        if accelerator.is_main_process:
+            self._known = known_lines(accelerator, self.path, self._told)
+            for row in self.metrics.rows():
+                track(accelerator, row, self._known)
 
     # -- during training ----------------------------------------------------------------------------------------------
 
@@ -108,10 +112,9 @@ class RunDirectory:
         """One line in metrics.jsonl, and the same values as `<split>/<key>` in the trackers."""
         if not self.accelerator.is_main_process:
             return
-        self.metrics.append({"step": step, "epoch": epoch, "split": split, "loss": loss, "accuracy": accuracy, **more})
-        if (step, split) not in self._tracked:
-            values = {f"{split}/{key}": value for key, value in {"loss": loss, "accuracy": accuracy, **more}.items()}
-            track(self.accelerator, {**values, "epoch": epoch}, step)
+        row = {"step": step, "epoch": epoch, "split": split, "loss": loss, "accuracy": accuracy, **more}
+        self.metrics.append(row)
+        track(self.accelerator, row, self._known)
 
     def save_checkpoint(self, step: int, files: dict[str, bytes]) -> None:
         """Writes a checkpoint. A full or lost disk costs a warning, not the run: the next save tries again."""

@@ -1,6 +1,9 @@
 """Experiment trackers through Accelerate: W&B, TensorBoard, trackio. Metrics go to metrics.jsonl in any case."""
 
+import contextlib
+import json
 import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -12,6 +15,7 @@ from accelerate import Accelerator
 from utils.errors import UserError
 
 Config = Mapping[str, Any]
+Line = tuple[int, str]  # (step, split) of a line in metrics.jsonl
 
 
 def configured_trackers(names: list[str]) -> list[str]:
@@ -67,13 +71,47 @@ def wandb_mode(output_dir: Path) -> str:
     return "offline"
 
 
-def track(accelerator: Accelerator, values: Mapping[str, Any], step: int) -> None:
-    """Logs values at an optimizer step. W&B gets the step as a value: a resumed run may not go back in its own."""
+def track(accelerator: Accelerator, row: Mapping[str, Any], known: Mapping[str, set[Line]]) -> None:
+    """Logs a line of metrics.jsonl as `<split>/<key>` to the trackers that do not have it (see known_lines).
+
+    W&B gets the step as a value: a resumed run may not go back in its own.
+    """
+    step, epoch, split = row["step"], row["epoch"], row["split"]
+    values = {f"{split}/{key}": value for key, value in row.items() if key not in ("step", "epoch", "split")}
     for tracker in accelerator.trackers:
+        if (step, split) in known.get(tracker.name, ()):
+            continue
         if tracker.name == "wandb":
-            tracker.log({**values, "step": step})
+            tracker.log({**values, "epoch": epoch, "step": step})
         else:
-            tracker.log(dict(values), step=step)
+            tracker.log({**values, "epoch": epoch}, step=step)
+
+
+def known_lines(accelerator: Accelerator, output_dir: Path, told: set[Line]) -> dict[str, set[Line]]:
+    """The lines that each tracker has from before a resume.
+
+    A tracker cannot forget, so what it was told is not repeated. But an offline W&B run that was killed may have lost
+    what it was told: there the files say what is known.
+    """
+    offline = any(
+        tracker.name == "wandb" and tracker.run.settings.mode == "offline" for tracker in accelerator.trackers
+    )
+    return {
+        tracker.name: _lines_in_offline_runs(output_dir) if tracker.name == "wandb" and offline else told
+        for tracker in accelerator.trackers
+    }
+
+
+def _lines_in_offline_runs(output_dir: Path) -> set[Line]:
+    lines = set()
+    for folder in output_dir.glob("wandb/offline-run-*"):
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+        printed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        for text in printed.splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                item = json.loads(text)["history"]["item"]
+                lines |= {(item["step"], key.removesuffix("/loss")) for key in item if key.endswith("/loss")}
+    return lines
 
 
 def track_summary(accelerator: Accelerator, summary: Mapping[str, Any], step: int) -> None:
