@@ -1,11 +1,13 @@
 """What train_accelerate.py promises beside sameness and resume: files, lines, policies, errors."""
 
+import contextlib
 import csv
 import json
 import math
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -299,6 +301,16 @@ def test_tensorboard_has_the_same_numbers(tmp_path):
     assert [step for step, _ in found] == [step for step, _ in expected]
     assert [value for _, value in found] == pytest.approx([value for _, value in expected])
     assert [event.step for event in board.Scalars("test/accuracy")] == [23]
+
+
+def test_trackio_has_the_same_numbers(tmp_path):
+    pytest.importorskip("trackio")
+    assert run(train_script, tiny_config(tmp_path, trackers=["trackio"], epochs=1, log_every_steps=10)) == [0]
+    with contextlib.closing(sqlite3.connect(next(tmp_path.glob("trackio/*.db")))) as database:
+        logged = [(step, json.loads(text)) for step, text in database.execute("select step, metrics from metrics")]
+    for line in rows(tmp_path):
+        values = {f"{line['split']}/{key}": line[key] for key in ("loss", "accuracy")}
+        assert any(step == line["step"] and values.items() <= found.items() for step, found in logged)
 
 
 def test_without_trackers_their_libraries_are_not_loaded(tmp_path):
