@@ -1,6 +1,5 @@
 """Data sets as arrays of uint8 RGB images with labels; every set brings class names, size, mean and std."""
 
-import os
 import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import psutil
 from PIL import Image, ImageOps
 
 from utils.errors import EnvironmentFault, UserError
+from utils.launcher import available_cores, local_world_size
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 STATISTICS_SAMPLE = 20_000  # images that mean and std are computed from where the images stay on disk
@@ -143,7 +143,7 @@ def _blocks(images: Images, pixels: int = 2_000_000):
         yield from (images[start : start + size] for start in range(0, len(images), size))
         return
     chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), STATISTICS_SAMPLE)).astype(int))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         for start in range(0, len(chosen), size):
             yield np.stack(list(pool.map(images.__getitem__, chosen[start : start + size])))
 
@@ -234,7 +234,7 @@ def _image_folder(root: Path, split: str, size: int, memory_fraction: float) -> 
         paths += files
         labels += [label] * len(files)
     images: Images = ImageFiles(paths, size)
-    if len(paths) * size * size * 3 <= memory_fraction * psutil.virtual_memory().available / _local_world_size():
+    if len(paths) * size * size * 3 <= memory_fraction * psutil.virtual_memory().available / local_world_size():
         images = _decode(images)
     return Split(images, np.asarray(labels, dtype=np.int64)), tuple(classes)
 
@@ -247,7 +247,7 @@ def _decode(files: ImageFiles, block: int = 256) -> np.ndarray:
         for index in range(start, min(start + block, len(files))):
             decoded[index] = files[index]
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         list(pool.map(fill, range(0, len(files), block)))
     return decoded
 
@@ -257,10 +257,6 @@ def _class_folders(folder: Path) -> list[str]:
     if not names:
         raise UserError(f"data_dir: {folder} has no class folders")
     return names
-
-
-def _local_world_size() -> int:
-    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def read_image(path: Path, size: int) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""This process and the launcher that started it. Imports nothing heavy: it is asked before the libraries are loaded."""
+"""This process, its share of the machine, and the launcher that started it.
+
+Imports nothing heavy: it is asked before the libraries are loaded.
+"""
 
 import ctypes
 import os
@@ -16,3 +19,13 @@ def stop_with_launcher() -> None:
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
     if launched and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def local_world_size() -> int:
+    """Training processes on this machine."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))

@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, is_torch_xla_available, parse_flag_from_env
 
 from utils.errors import UserError
+from utils.launcher import available_cores, local_world_size
 
 
 def create_accelerator(
@@ -97,16 +98,6 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(m_mmap_max, 0)
         mallopt(m_trim_threshold, -1)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def local_world_size() -> int:
-    """Training processes on this machine."""
-    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def default_workers(accelerator: Accelerator) -> int:

@@ -93,6 +93,8 @@ def known_lines(accelerator: Accelerator, output_dir: Path, told: set[Line]) -> 
     A tracker cannot forget, so what it was told is not repeated. But an offline W&B run that was killed may have lost
     what it was told: there the files say what is known.
     """
+    if not told:  # a fresh start: nothing to read back
+        return {}
     offline = any(
         tracker.name == "wandb" and tracker.run.settings.mode == "offline" for tracker in accelerator.trackers
     )

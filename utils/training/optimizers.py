@@ -62,6 +62,4 @@ def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Mapp
             raise UserError(f"resume: the optimizer state {full_name} does not fit the model")
         # Same memory layout as the parameter; scalars such as AdamW's step stay where torch keeps them.
         value = torch.empty_like(parameter).copy_(tensor) if tensor.ndim > 0 else tensor.clone()
-        optimizer.state[parameter][key] = (
-            value.to(parameter.device) if getattr(optimizer, "defaults", {}).get("fused") else value
-        )
+        optimizer.state[parameter][key] = value.to(parameter.device) if optimizer.defaults.get("fused") else value
