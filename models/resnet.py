@@ -4,19 +4,19 @@ As on ImageNet, but for the stem: one 3x3 convolution with stride 1 and no pooli
 four stages at 32, 16, 8 and 4 pixels.
 """
 
-from functools import partial
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.errors import UserError
+from models.norm import choose_norm
 
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut: (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int, norm_layer: type[nn.Module] | partial):
+    def __init__(self, in_channels: int, channels: int, stride: int, norm_layer: Callable[[int], nn.Module]):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
         self.norm1 = norm_layer(channels)
@@ -47,7 +47,7 @@ class ResNet(nn.Module):
 
     def __init__(self, blocks: tuple[int, int, int, int], num_classes: int = 10, norm: str = "batch", width: int = 64):
         super().__init__()
-        norm_layer = _norm_layer(norm, width)
+        norm_layer = choose_norm(norm, width)
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.norm1 = norm_layer(width)
         channels = width
@@ -72,15 +72,6 @@ class ResNet(nn.Module):
         x = F.relu(self.norm1(self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)
-
-
-def _norm_layer(norm: str, width: int) -> type[nn.Module] | partial:
-    if norm == "batch":
-        return nn.BatchNorm2d
-    if norm == "group":
-        groups = next(groups for groups in (32, 16, 8, 4, 2, 1) if width % groups == 0)
-        return partial(nn.GroupNorm, groups)
-    raise UserError(f"norm: {norm!r} is not allowed; choose from batch, group")
 
 
 def resnet18(num_classes: int = 10, **arguments) -> ResNet:
