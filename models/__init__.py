@@ -1,15 +1,24 @@
-"""Models by name. To add one: a file with its class, and a line in MODELS."""
+"""Models by name. To add one: a file with its class, and a line in MODELS.
+
+A model maps images to logits in `forward` and to the features that its linear layer `fc` sees in `forward_features`.
+
+A model may define `initialise_from(inputs: Tensor) -> None`. A new run then calls it once, before training, with a few
+thousand normalised training images, float32 (N, 3, H, W), without augmentation; a resumed or loaded model has in its
+weights what it learned from them. It must be deterministic, so that every process makes the same of the same images.
+"""
 
 from typing import Any
 
 from torch import nn
 
 from models.resnet import resnet18, resnet34
+from models.speednet import speednet
 from utils.errors import UserError
 
 MODELS = {
     "resnet18": resnet18,
     "resnet34": resnet34,
+    "speednet": speednet,
 }
 
 

@@ -12,6 +12,7 @@ from utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
+COUNTS = [("resnet18", 11_173_962), ("resnet34", 21_282_122), ("speednet", 1_972_792)]
 
 
 def activations(model: nn.Module, side: int) -> dict[str, tuple[int, ...]]:
@@ -29,10 +30,10 @@ def activations(model: nn.Module, side: int) -> dict[str, tuple[int, ...]]:
 
 
 def test_models_are_listed_by_name():
-    assert list_models() == ["resnet18", "resnet34"]
+    assert list_models() == ["resnet18", "resnet34", "speednet"]
 
 
-@pytest.mark.parametrize(("name", "count"), [("resnet18", 11_173_962), ("resnet34", 21_282_122)])
+@pytest.mark.parametrize(("name", "count"), COUNTS)
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_parameter_counts_at_ten_classes(name, count, norm):
     assert sum(parameter.numel() for parameter in create_model(name, 10, norm=norm).parameters()) == count
@@ -101,7 +102,7 @@ def test_there_is_no_bottleneck():
     assert "bottleneck" not in (ROOT / "models" / "resnet.py").read_text().lower()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34"])
+@pytest.mark.parametrize("name", list_models())
 def test_group_norm_leaves_no_batch_statistics(name):
     model = create_model(name, 10, norm="group", width=16)
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
@@ -115,7 +116,7 @@ def test_batch_norm_is_the_default():
     counts = [
         sum(isinstance(module, nn.BatchNorm2d) for module in create_model(n, 10).modules()) for n in list_models()
     ]
-    assert counts == [20, 36]
+    assert counts == [20, 36, 6]
 
 
 @pytest.mark.parametrize("side", [24, 32, 64, 65])
@@ -144,7 +145,7 @@ def test_same_seed_gives_the_same_weights():
 
 
 def test_unknown_model_names_what_there_is():
-    with pytest.raises(UserError, match=r"model: 'vgg16' is not allowed; choose from resnet18, resnet34"):
+    with pytest.raises(UserError, match=r"model: 'vgg16' is not allowed; choose from resnet18, resnet34, speednet$"):
         create_model("vgg16", 10)
 
 
