@@ -75,7 +75,7 @@ def set_up(config: AnalyzeConfig, accelerator: Accelerator) -> Analysis:
     run = open_run(Path(config.run))
     model, model_config = load_model(run.model_folder)
     method = choose_method(config.cam_method)
-    layer = choose_layer(model, model_config.image_size, config.cam_layer)
+    layer = choose_layer(model, model_config.input_size, config.cam_layer)
     test = run.test_split(model_config, config.data_dir)
     folder = Path(config.output_dir) if config.output_dir else run.path / "analysis"
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,8 @@ def predict_test(analysis: Analysis) -> Tensor:
         num_workers=analysis.config.num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )
-    return predict(accelerator, model, loader, *statistics(analysis), channels_last, "predicting")
+    resolution, tta = analysis.model_config.resolution, analysis.model_config.tta
+    return predict(accelerator, model, loader, *statistics(analysis), channels_last, resolution, tta, "predicting")
 
 
 def write_results(analysis: Analysis, logits: Tensor) -> dict:
@@ -126,7 +127,7 @@ def write_results(analysis: Analysis, logits: Tensor) -> dict:
 
     examples = explain(analysis, mistakes[: analysis.config.images])
     pictures = draw(analysis, matrix, calibration, examples, len(mistakes))
-    model_summary = describe_model(analysis.model, analysis.model_config.image_size)
+    model_summary = describe_model(analysis.model, analysis.model_config.input_size)
     (folder / "model_summary.txt").write_text(model_summary + "\n")
     page = render_report(
         run=analysis.run,
@@ -157,7 +158,8 @@ def explain(analysis: Analysis, mistakes: list[Mistake]) -> list[Example]:
     if not mistakes:
         return []
     images = np.stack([analysis.test.images[mistake.index] for mistake in mistakes])
-    inputs = to_input(torch.from_numpy(images), *statistics(analysis), channels_last=False)
+    size = analysis.model_config.input_size
+    inputs = to_input(torch.from_numpy(images), *statistics(analysis), channels_last=False, size=size)
     predicted, true = (
         class_maps(analysis.model, analysis.cam_layer, analysis.cam_method, inputs, classes)
         for classes in ([mistake.predicted for mistake in mistakes], [mistake.true for mistake in mistakes])

@@ -15,6 +15,7 @@ if __name__ == "__main__":  # --help and mistaken options are answered before th
     parse_config(TrainConfig, description=__doc__)
 
 import contextlib
+import dataclasses
 import time
 from typing import Any
 
@@ -25,22 +26,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from data.augmentation import Augmentation
-from data.datasets import download, load_dataset
-from data.loaders import Batch, TrainLoader, to_input
+from data.datasets import download
+from data.loaders import Batch, to_input
 from models import create_model
 from utils.checkpoint import export_model
 from utils.errors import Interrupted, run_script, together
 from utils.metrics import RunningMean, Scores
 from utils.rundir import RunDirectory
-from utils.runtime import create_accelerator, default_workers
+from utils.runtime import create_accelerator
 from utils.tracking import configured_trackers
+from utils.training.loading import choose_backend, create_train_loader, load_once_per_machine, sample_images
 from utils.training.lr_finder import range_test, write_range_test
 from utils.training.micro_batch import fit_micro_batch_size, micro_batches
 from utils.training.optimizers import create_optimizer, set_learning_rate
 from utils.training.preemption import StopRequest
-from utils.training.run import Run, describe_model
-from utils.training.state import FILES, TrainState, unpack
+from utils.training.resolution import fresh_statistics
+from utils.training.run import Run
+from utils.training.state import FILES, saved_option
 
 
 def main(config: TrainConfig) -> dict[str, Any]:
@@ -67,74 +69,58 @@ def main(config: TrainConfig) -> dict[str, Any]:
 
 def set_up(config: TrainConfig, accelerator: Accelerator) -> Run:
     """Data, model and optimizer, fresh or as in the checkpoint to go on from."""
-    device, rank, world_size = accelerator.device, accelerator.process_index, accelerator.num_processes
+    device = accelerator.device
     with together(accelerator):
         with torch.device("meta"):  # a mistaken model is not worth a download
             create_model(config.model, 1, norm=config.norm, width=config.width)
         if accelerator.is_local_main_process:
             download(config.dataset, config.data_dir)
+    data = load_once_per_machine(config, accelerator)
+    directory = RunDirectory(config, accelerator)
+    source, files = directory.find_resume(FILES) or (None, None)
     with together(accelerator):
-        data = load_dataset(
-            config.dataset,
-            config.data_dir,
-            config.image_size,
-            config.validation_fraction,
-            config.seed,
-            config.memory_fraction,
-        )
+        saved = saved_option(files, "augment_backend", "albumentations") if files else None
+        backend = choose_backend(config, saved, data.train, accelerator)
+        directory.config = config = dataclasses.replace(config, augment_backend=backend)
+        loader = create_train_loader(config, backend, data, accelerator)
+
         torch.manual_seed(config.seed)
         model = create_model(config.model, len(data.class_names), norm=config.norm, width=config.width)
-    augmentation = Augmentation(
-        data.image_size, config.crop_padding, config.horizontal_flip, config.cutout, data.mean, config.seed
-    )
-    workers = default_workers(accelerator) if config.num_workers is None else config.num_workers
-    pinned = device.type == "cuda"
-    loader = TrainLoader(data.train, augmentation, config.batch_size, config.seed, rank, world_size, workers, pinned)
-
-    model = model.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
-    if device.type == "cuda" and world_size > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    optimizer = create_optimizer(
-        config.optimizer, model, config.momentum, config.nesterov, config.weight_decay, config.decay_norm_and_bias
-    )
-
-    directory = RunDirectory(config, accelerator)
-    state, best, source = TrainState(learning_rate=0.0 if config.lr == "auto" else config.lr), None, None
-    if found := directory.find_resume(FILES):
-        source, files = found
-        with together(accelerator):
-            description = describe_model(config, data)
-            state, scaler, best = unpack(files, source, config, description, model, optimizer, len(data.train))
-        if accelerator.scaler is not None and scaler:
-            accelerator.scaler.load_state_dict(scaler)
-        accelerator.print(f"resumed from {source} (step {state.step})")
-
-    micro_batch_size = config.micro_batch_size
-    if micro_batch_size is None and device.type != "cpu":  # on a CPU, memory that runs out raises nothing to act on
-        part = -(-min(config.batch_size, loader.count) // world_size)
-        micro_batch_size = fit_micro_batch_size(accelerator, model, part, data.image_size)
-    directory.start(state.metrics_size, source)
-    trained, optimizer = accelerator.prepare(model, optimizer)
-    if config.compile:
-        trained = torch.compile(trained)
-    window, epoch_sums = RunningMean(device), RunningMean(device)
-    window.restore(state.window, rank, world_size)
-    epoch_sums.restore(state.epoch_sums, rank, world_size)
-    mean, std = torch.tensor(data.mean, device=device), torch.tensor(data.std, device=device)
-    return Run(
-        config, accelerator, directory, data, loader, model, trained, optimizer,
-        micro_batch_size, mean, std, window, epoch_sums, state, best,
-    )  # fmt: skip
+        if hasattr(model, "initialise_from"):
+            mean, std = torch.tensor(data.mean), torch.tensor(data.std)
+            model.initialise_from(to_input(sample_images(data.train, 5000), mean, std))
+        model = model.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+        if device.type == "cuda" and accelerator.num_processes > 1:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        optimizer = create_optimizer(
+            config.optimizer,
+            model,
+            config.momentum,
+            config.nesterov,
+            config.weight_decay,
+            config.decay_norm_and_bias,
+            config.norm_bias_lr_factor,
+        )
+        run = Run(config, accelerator, directory, data, loader, model, optimizer, config.micro_batch_size)
+        if files:
+            run.restore(files, source)
+            accelerator.print(f"resumed from {source} (step {run.state.step})")
+    if config.micro_batch_size is None and device.type != "cpu":  # a CPU's memory runs out without an error to act on
+        part = -(-min(config.batch_size, len(data.train)) // accelerator.num_processes)
+        run.micro_batch_size = fit_micro_batch_size(accelerator, model, part, data.image_size)
+    directory.start(run.state.metrics_size, source)
+    run.prepare()
+    return run
 
 
 def train_epoch(run: Run, stop: StopRequest) -> None:
     """Trains from where the run is to the end of the epoch, or to max_steps."""
     config, state = run.config, run.state
     final = min(run.epoch_end, run.last_step)
-    first_step = state.step - state.epoch * run.loader.steps_per_epoch
+    first_step = state.step - state.epoch * run.steps_per_epoch
     bar = tqdm(
         desc=f"epoch {state.epoch + 1}/{config.epochs}",
-        total=run.loader.steps_per_epoch,
+        total=run.steps_per_epoch,
         initial=first_step,
         unit="step",
         leave=False,
@@ -145,8 +131,10 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
     images = 0
     while state.step < final:
         batch, rate = next(batches), run.learning_rate()
-        run.window.add(*train_step(run, batch, rate), batch.count)
+        with fresh_statistics(run.model, begin=state.step == run.phase().first_step > 0):
+            run.window.add(*train_step(run, batch, rate), batch.count)
         state.step += 1
+        run.update_averages()
         images += batch.global_count
         bar.update()
         if state.step % config.log_every_steps == 0 or state.step == final:
@@ -155,7 +143,7 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
             now = time.perf_counter()
             speed = round(images / (now - window_started), 1)
             window_started, images = now, 0
-            values = {"lr": rate, "images_per_second": speed, "images": count}
+            values = {"lr": rate, "images_per_second": speed, "images": count, **run.logged_resolution()}
             run.directory.log("train", state.step, state.epoch + 1, loss, accuracy, **values)
             bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.2%}, lr {rate:.3g}, {speed:.0f} images/s")
             run.epoch_sums.merge(run.window)
@@ -182,22 +170,26 @@ def train_step(run: Run, batch: Batch, rate: float) -> tuple[Tensor, Tensor]:
     count, and the factor world_size undoes DDP's mean over the ranks.
     """
     accelerator, config = run.accelerator, run.config
-    torch.manual_seed(_derived_seed(config.seed, run.state.step, accelerator.process_index))
     set_learning_rate(run.optimizer, rate)
-    inputs = to_input(batch.images, run.mean, run.std, config.channels_last)
-    labels = batch.labels.to(accelerator.device, non_blocking=True)
-    pieces = micro_batches(inputs, labels, batch.global_count, run.micro_batch_size, accelerator.num_processes)
-    scale = accelerator.num_processes / batch.global_count
+    inputs = to_input(batch.images, run.mean, run.std, config.channels_last, run.phase().size)
+    targets = batch.labels.to(accelerator.device, non_blocking=True)
+    if run.mixing:
+        inputs, targets = run.mixing(inputs, targets, _derived_seed(config.seed, run.state.step))
+    torch.manual_seed(_derived_seed(config.seed, run.state.step, accelerator.process_index))
+    world_size = accelerator.num_processes
+    pieces = micro_batches(inputs, targets, batch.count, batch.global_count, run.micro_batch_size, world_size)
+    scale = world_size / batch.global_count
     loss_sum, hits = torch.zeros(2, device=accelerator.device)
-    for position, (images, targets) in enumerate(pieces):
+    for position, piece in enumerate(pieces):
         last = position == len(pieces) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(run.trained):
-            logits = run.trained(images)
-            loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=config.label_smoothing)
-            accelerator.backward(loss * scale)
+            logits = run.trained(piece.inputs)
+            loss = F.cross_entropy(logits, piece.targets, reduction="sum", label_smoothing=config.label_smoothing)
+            accelerator.backward(loss * scale * piece.weight)
         with torch.no_grad():  # reported without label smoothing, so that train and test can be compared
-            loss_sum += F.cross_entropy(logits, targets, reduction="sum")
-            hits += (logits.argmax(1) == targets).sum()
+            loss_sum += piece.weight * F.cross_entropy(logits, piece.targets, reduction="sum")
+            labels = piece.targets if piece.targets.ndim == 1 else piece.targets.argmax(1)
+            hits += piece.weight * (logits.argmax(1) == labels).sum()
     if config.grad_clip_norm is not None:
         accelerator.clip_grad_norm_(run.trained.parameters(), config.grad_clip_norm)
     run.optimizer.step()
@@ -225,11 +217,13 @@ def evaluate_epoch(run: Run, stop: StopRequest, started: float) -> Scores:
     held_out = ""
     if validation:
         held_out = f"  validation loss {validation.loss:.4f} accuracy {validation.accuracy:.2%}"
-        run.directory.log("validation", state.step, epoch, validation.loss, validation.accuracy)
+        run.directory.log(
+            "validation", state.step, epoch, validation.loss, validation.accuracy, **run.logged_resolution()
+        )
         if state.best_accuracy is None or validation.accuracy > state.best_accuracy:
             state.best_accuracy = validation.accuracy
-            run.best = {name: tensor.detach().cpu().clone() for name, tensor in run.model.state_dict().items()}
-    run.directory.log("test", state.step, epoch, test.loss, test.accuracy)
+            run.best = {name: tensor.detach().cpu().clone() for name, tensor in run.reported.state_dict().items()}
+    run.directory.log("test", state.step, epoch, test.loss, test.accuracy, **run.logged_resolution())
     train_loss, train_accuracy, _ = run.epoch_sums.mean(run.accelerator)
     run.accelerator.print(
         f"epoch {epoch}/{run.config.epochs}  train loss {train_loss:.4f} accuracy {train_accuracy:.2%}{held_out}"
@@ -274,13 +268,14 @@ def finish(run: Run, scores: Scores | None) -> dict[str, Any]:
     """Exports the reported model, the last or the best on the validation split, and writes the summary."""
     config, state, accelerator = run.config, run.state, run.accelerator
     if run.best is not None:
-        run.model.load_state_dict(run.best)
+        run.reported.load_state_dict(run.best)
     if run.best is not None or scores is None:
         scores = run.evaluate(run.data.test)
+    plain, scores = scores, scores if config.tta == "none" else run.evaluate(run.data.test, tta=config.tta)
     with together(accelerator):
         if accelerator.is_main_process:
-            export_model(run.directory.path / "model", run.model_config, run.model.state_dict())
-    summary = run.summary(scores)
+            export_model(run.directory.path / "model", run.model_config, run.reported.state_dict())
+    summary = run.summary(scores, plain)
     run.directory.finish(summary)
     accelerator.print(
         f"test accuracy {scores.correct}/{scores.count} ({scores.accuracy:.2%}), {state.step} steps in "

@@ -22,13 +22,14 @@ class Augmentation:
 
     Args:
         image_size: side of the images in pixels.
-        crop_padding: zero pixels added on each side before the random crop to image_size.
+        crop_padding: pixels added on each side before the random crop to image_size.
         horizontal_flip: "none", "random" (half of the images in every epoch) or "alternating": a random half in
             the first epoch, the other half in the next, and so on (Jordan 2024, arXiv:2404.00498).
         cutout: side of the erased square, centred on any pixel and hanging over the border there (DeVries and
             Taylor 2017, arXiv:1708.04552).
         fill: the erased square's value per channel, on a scale of 0 to 1; the mean of the data set.
         seed: of the run.
+        padding_mode: what crop_padding adds: "zeros", or "reflect" for the image mirrored at its border.
     """
 
     def __init__(
@@ -39,10 +40,13 @@ class Augmentation:
         cutout: int = 0,
         fill: tuple[float, float, float] = (0.0, 0.0, 0.0),
         seed: int = 0,
+        padding_mode: str = "zeros",
     ):
         steps: list[A.BasicTransform] = []
         if crop_padding:
-            steps += [A.Pad(padding=crop_padding, fill=0), A.RandomCrop(image_size, image_size)]
+            border = cv2.BORDER_REFLECT_101 if padding_mode == "reflect" else cv2.BORDER_CONSTANT
+            steps.append(A.Pad(padding=crop_padding, fill=0, border_mode=border))
+            steps.append(A.RandomCrop(image_size, image_size))
         if horizontal_flip == "random":
             steps.append(A.HorizontalFlip(p=0.5))
         if cutout:

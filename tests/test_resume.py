@@ -18,14 +18,13 @@ OPTIONS = {"checkpoint_every_steps": 5, "cutout": 4, "horizontal_flip": "random"
 
 
 def outcome(folder: Path) -> dict[str, object]:
-    """What must not depend on having been stopped: weights, optimizer state, metrics without timings."""
+    """What must not depend on having been stopped: weights, averages, optimizer state, metrics without timings."""
     last = list_checkpoints(folder / "checkpoints")[-1]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     state = json.loads((last / "trainer.json").read_text())["state"]
     return {
         "exported": (folder / "model" / "model.safetensors").read_bytes(),
-        "weights": (last / "model.safetensors").read_bytes(),
-        "optimizer": (last / "optimizer.safetensors").read_bytes(),
+        "tensors": {path.name: path.read_bytes() for path in last.glob("*.safetensors")},
         "state": {key: value for key, value in state.items() if key not in ("train_seconds", "metrics_size")},
         "metrics": [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows],
     }
@@ -73,6 +72,40 @@ def test_killed_run_ends_with_the_same_weights(unbroken, tmp_path, world_size, a
         file.write('{"step": 9999, "spl')  # a line torn by the crash
     assert set(run(train_script, config, world_size=world_size)) == {0}
     assert outcome(tmp_path / "run") == outcome(unbroken[world_size])
+
+
+POLICIES = {
+    "averages of a progressive resolution": (
+        {"ema_decay": 0.99, "lookahead_steps": 4, "resolution": "8@0.3,12@0.6,16", "tta": "flip_translate"},
+        {"unaveraged.safetensors", "lookahead.safetensors"},
+    ),
+    "mixing by albumentations": (
+        {"augment_backend": "albumentations", "horizontal_flip": "alternating", "mixup": 0.4, "cutmix": 1.0},
+        set(),
+    ),
+    "muon with a validation split": (
+        {"optimizer": "muon", "lr": 0.01, "validation_fraction": 0.2},
+        {"best.safetensors"},
+    ),
+    "speednet": ({"model": "speednet", "norm_bias_lr_factor": 16.0, "padding_mode": "reflect"}, set()),
+}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_goes_on_exactly(tmp_path, name):
+    options, files = POLICIES[name]
+    options = OPTIONS | options
+    assert run(train_script, tiny_config(tmp_path / "unbroken", **options)) == [0]
+    config = tiny_config(tmp_path / "run", **options)
+    for at_step in (8, 38):  # before and after the sizes of the images change
+        (process,) = start(train_script, config)
+        wait_for(lambda steps=at_step: logged_steps(tmp_path / "run") >= steps, [process])
+        os.kill(process.pid, signal.SIGKILL)
+        join([process])
+    assert run(train_script, config) == [0]
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "unbroken")
+    always = {"model.safetensors", "optimizer.safetensors"}
+    assert outcome(tmp_path / "run")["tensors"].keys() == always | files
 
 
 @pytest.mark.parametrize(("world_size", "signum"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGTERM)])

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from data.datasets import Split
-from data.loaders import IGNORED, EvaluationLoader
+from data.loaders import EvaluationLoader
 from tests.processes import run, tiny_config, train_script
 from utils.errors import EnvironmentFault
 from utils.training.micro_batch import fit_micro_batch_size, largest_that_fits, micro_batches
@@ -40,26 +40,47 @@ def noise(tmp_path_factory) -> Path:
     return root
 
 
+KINDS = {
+    "tensor": {"augment_backend": "tensor", "horizontal_flip": "alternating"},
+    "albumentations": {"augment_backend": "albumentations"},
+    "mixed": {"mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1},
+    "mixed by albumentations": {"augment_backend": "albumentations", "cutmix": 1.0},
+    "record policies": {
+        "resolution": "8@0.3,12@0.6,16", "ema_decay": 0.99, "lookahead_steps": 5, "norm_bias_lr_factor": 4.0,
+    },
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def one_process(noise, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("same") / "one"
-    assert run(train_script, tiny_config(folder, **NOISE, data_dir=str(noise))) == [0]
+def one_process(noise, tmp_path_factory):
+    """The run of a kind on one process, made when it is first asked for."""
+    folders = {}
+
+    def folder(kind: str) -> Path:
+        if kind not in folders:
+            folders[kind] = tmp_path_factory.mktemp("same") / "one"
+            assert run(train_script, tiny_config(folders[kind], **NOISE, **KINDS[kind], data_dir=str(noise))) == [0]
+        return folders[kind]
+
     return folder
 
 
 @pytest.mark.parametrize(
-    ("world_size", "changes"),
+    ("kind", "world_size", "changes"),
     [
-        (2, {}),
-        (3, {"num_workers": 2, "micro_batch_size": 5}),
-        (4, {"micro_batch_size": 2}),
-        (1, {"num_workers": 2, "micro_batch_size": 8}),
+        ("tensor", 2, {}),
+        ("tensor", 4, {"micro_batch_size": 2}),
+        ("albumentations", 3, {"num_workers": 2, "micro_batch_size": 5}),
+        ("albumentations", 1, {"num_workers": 2, "micro_batch_size": 8}),
+        ("mixed", 3, {"micro_batch_size": 5}),
+        ("mixed by albumentations", 2, {"num_workers": 1}),
+        ("record policies", 2, {"micro_batch_size": 8}),
     ],
 )
-def test_loss_at_every_step_is_the_same(noise, one_process, tmp_path, world_size, changes):
-    config = tiny_config(tmp_path / "run", **NOISE, data_dir=str(noise), **changes)
+def test_loss_at_every_step_is_the_same(noise, one_process, tmp_path, kind, world_size, changes):
+    config = tiny_config(tmp_path / "run", **NOISE, **KINDS[kind], data_dir=str(noise), **changes)
     assert run(train_script, config, world_size=world_size) == [0] * world_size
-    expected, found = rows(one_process), rows(tmp_path / "run")
+    expected, found = rows(one_process(kind)), rows(tmp_path / "run")
     assert [(row["step"], row["split"]) for row in found] == [(row["step"], row["split"]) for row in expected]
     assert sum(row["split"] == "train" for row in expected) >= 50
     np.testing.assert_allclose(
@@ -75,12 +96,13 @@ def test_pieces_are_equally_many_on_every_rank_and_hold_each_image_once():
                 parts = np.array_split(np.arange(global_count), world_size)
                 counts, seen = set(), []
                 for part in parts:
-                    labels = torch.from_numpy(part) if len(part) else torch.tensor([IGNORED])
-                    pieces = micro_batches(torch.zeros(len(labels), 3), labels, global_count, size, world_size)
+                    labels = torch.from_numpy(part) if len(part) else torch.zeros(1, dtype=torch.long)  # a filler
+                    images = torch.zeros(len(labels), 3)
+                    pieces = micro_batches(images, labels, len(part), global_count, size, world_size)
                     counts.add(len(pieces))
-                    assert all(len(images) == len(targets) >= 1 for images, targets in pieces)
-                    assert size is None or all(len(targets) <= size for _, targets in pieces)
-                    seen += [int(label) for _, targets in pieces for label in targets if label != IGNORED]
+                    assert all(len(piece.inputs) == len(piece.targets) >= 1 for piece in pieces)
+                    assert size is None or all(len(piece.targets) <= size for piece in pieces)
+                    seen += [int(label) for piece in pieces if piece.weight for label in piece.targets]
                 assert len(counts) == 1
                 assert sorted(seen) == list(range(global_count))
 

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from models import create_model
 from utils.errors import UserError
 from utils.files import replace_file, sync_folder, to_json, write_durably
+from utils.tta import TTA
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "MANIFEST.json"
 
 
@@ -34,7 +35,14 @@ MANIFEST = "MANIFEST.json"
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that is needed to predict: model/config.json. `mean` and `std` on a scale of 0 to 1."""
+    """Everything that is needed to predict: model/config.json.
+
+    Attributes:
+        image_size: side of the data set's images in pixels.
+        mean, std: per channel, on a scale of 0 to 1.
+        resolution: the side to which the model wants them scaled; unset: image_size.
+        tta: test-time augmentation that the model is reported with.
+    """
 
     architecture: str
     arguments: dict[str, Any]
@@ -42,7 +50,14 @@ class ModelConfig:
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    resolution: int | None = None
+    tta: str = "none"
     format_version: int = FORMAT_VERSION
+
+    @property
+    def input_size(self) -> int:
+        """Side in pixels of what the model is given."""
+        return self.resolution or self.image_size
 
     def create_model(self) -> nn.Module:
         return create_model(self.architecture, len(self.class_names), **self.arguments)
@@ -100,6 +115,10 @@ def _misfit(config: ModelConfig) -> str | None:
         return "class_names are texts, at least one"
     if type(config.image_size) is not int or config.image_size < 1:
         return "image_size is a whole number of pixels"
+    if config.resolution is not None and not (type(config.resolution) is int and config.resolution >= 1):
+        return "resolution is a whole number of pixels, or unset"
+    if config.tta not in TTA:
+        return f"tta is one of {', '.join(TTA)}"
     for values in (config.mean, config.std):
         if len(values) != 3 or not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
             return "mean and std are three numbers each"

@@ -22,6 +22,7 @@ import yaml
 
 from utils.errors import UserError
 from utils.files import replace_file
+from utils.training.resolution import parse_resolution
 
 Tracker = Literal["wandb", "tensorboard", "trackio", "none"]
 
@@ -80,14 +81,28 @@ class TrainConfig(Config):
         high=1.0,
     )
     num_workers: int | None = option(
-        None, "data", "loader processes per training process; unset: 0 on a CPU, else up to 8", low=0
+        None,
+        "data",
+        "loader processes per training process, for albumentations; unset: 0 on a CPU, else up to 8",
+        low=0,
     )
 
-    crop_padding: int = option(4, "augmentation", "pixels of zero padding before the random crop; 0: no crop", low=0)
+    crop_padding: int = option(4, "augmentation", "pixels of padding before the random crop; 0: no crop", low=0)
+    padding_mode: Literal["zeros", "reflect"] = option("zeros", "augmentation", "what crop_padding adds")
     horizontal_flip: Literal["none", "random", "alternating"] = option(
         "random", "augmentation", "none, random, or every image flipped in every other epoch"
     )
     cutout: int = option(8, "augmentation", "side in pixels of the CutOut square, filled with the mean; 0: off", low=0)
+    mixup: float = option(0.0, "augmentation", "MixUp's alpha; 0: off", low=0.0)
+    cutmix: float = option(0.0, "augmentation", "CutMix's alpha; 0: off; with mixup, each batch draws one", low=0.0)
+    augment_backend: Literal["auto", "albumentations", "tensor"] = option(
+        "auto",
+        "augmentation",
+        "albumentations: one by one on the CPU; tensor: whole batches on the device; auto: tensor where the images fit",
+    )
+    tta: Literal["none", "flip", "flip_translate"] = option(
+        "none", "augmentation", "test-time augmentation of the final evaluation"
+    )
 
     model: str = option("resnet18", "model", "architecture")
     norm: Literal["batch", "group"] = option("batch", "model", "normalisation layer")
@@ -101,14 +116,19 @@ class TrainConfig(Config):
     max_steps: int | None = option(
         None, "training", "stop after this many optimizer steps; the schedule still spans all epochs", low=1
     )
-    optimizer: Literal["sgd", "adamw"] = option("sgd", "training", "optimizer")
+    optimizer: Literal["sgd", "adamw", "muon"] = option(
+        "sgd", "training", "optimizer; muon (for filters) and adamw (for the rest) share a rate of about 0.002"
+    )
     lr: float | Literal["auto"] = option(
         0.4, "training", "peak learning rate, or auto: from a range test", low=0.0, open=True
     )
-    momentum: float = option(0.9, "training", "momentum of sgd, beta1 of adamw", low=0.0, high=0.9999)
+    momentum: float = option(0.9, "training", "momentum of sgd and muon, beta1 of adamw", low=0.0, high=0.9999)
     nesterov: bool = option(True, "training", "Nesterov momentum (sgd)")
     weight_decay: float = option(5e-4, "training", "weight decay", low=0.0)
     decay_norm_and_bias: bool = option(True, "training", "apply weight decay to norm layers and biases too")
+    norm_bias_lr_factor: float = option(
+        1.0, "training", "the rate of the norm layers' biases, relative to lr", low=0.0, open=True
+    )
     label_smoothing: float = option(0.1, "training", "label smoothing of the training loss", low=0.0, high=0.99)
     grad_clip_norm: float | None = option(
         None, "training", "largest gradient norm; unset: no clipping", low=0.0, open=True
@@ -117,6 +137,16 @@ class TrainConfig(Config):
         "onecycle", "training", "learning rate over the run, as a function of the optimizer step"
     )
     warmup_fraction: float = option(0.25, "training", "share of all steps in which the rate rises", low=0.0, high=0.99)
+    resolution: str | None = option(
+        None, "training", "smaller images first: 16@0.3,24@0.6,32 takes 16 pixels until 30 % of the steps, then 24, 32"
+    )
+    ema_decay: float | None = option(
+        None, "training", "evaluate an exponential moving average of the weights", low=0.0, high=0.99999
+    )
+    lookahead_steps: int | None = option(
+        None, "training", "Lookahead: steps between two pulls to the slow weights", low=1
+    )
+    lookahead_decay: float = option(0.95, "training", "what Lookahead's slow weights keep per step", low=0.0, high=1.0)
     find_lr: bool = option(False, "training", "run a learning-rate range test first and plot it")
 
     channels_last: bool = option(True, "hardware", "NHWC memory layout")
@@ -148,6 +178,13 @@ class TrainConfig(Config):
             raise UserError(f"trackers: {self.trackers} is not allowed; name each tracker once, or none")
         if "none" in self.trackers and len(self.trackers) > 1:
             raise UserError(f"trackers: {','.join(self.trackers)} is not allowed; none stands alone")
+        if self.resolution is not None:
+            parse_resolution(self.resolution)
+        if self.padding_mode == "reflect" and self.crop_padding >= self.image_size:
+            raise UserError(
+                f"crop_padding: {self.crop_padding} is not allowed; with padding_mode reflect it must be less than "
+                f"image_size ({self.image_size})"
+            )
         if self.cutout > self.image_size:
             raise UserError(f"cutout: {self.cutout} is not allowed; it must be at most image_size ({self.image_size})")
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data.loaders import EvaluationLoader, to_input
+from utils.tta import tta_logits
 
 
 @torch.no_grad()
@@ -19,6 +20,8 @@ def predict(
     mean: Tensor,
     std: Tensor,
     channels_last: bool = True,
+    resolution: int | None = None,
+    tta: str = "none",
     progress: str = "",
     between_batches: Callable[[], None] = lambda: None,
 ) -> Tensor:
@@ -28,6 +31,8 @@ def predict(
         model: maps normalised images to logits; put into eval mode for the call.
         loader: deals the split's batches to the ranks.
         mean, std: per channel, scale 0 to 1, on the device.
+        resolution: side to which the images are scaled; None: as they are.
+        tta: test-time augmentation (utils.tta).
         progress: label of a progress bar on the main process; no bar if empty or not a terminal.
         between_batches: called on every rank before every round; may raise to stop.
     """
@@ -47,7 +52,8 @@ def predict(
         for batch in bar:
             between_batches()
             if batch is not None:
-                logits = model(to_input(batch[0], mean, std, channels_last)).float()
+                inputs = to_input(batch[0], mean, std, channels_last, resolution)
+                logits = tta_logits(model, inputs, tta).float()
             else:
                 logits = torch.empty(0, 0, device=accelerator.device)
             rounds.append(logits)

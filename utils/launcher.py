@@ -22,8 +22,13 @@ def stop_with_launcher() -> None:
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: those it is bound to, and no more than its container's quota of CPU time.
+
+    Threads beyond a quota would be stopped together, each time it is used up.
+    """
+    from joblib import cpu_count
+
+    return cpu_count()
 
 
 def local_world_size() -> int:

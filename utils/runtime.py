@@ -63,7 +63,7 @@ def create_accelerator(
     if accelerator.device.type == "cpu":
         if accelerator.mixed_precision == "fp16":
             raise UserError("mixed_precision: fp16 needs a GPU; on a CPU use bf16 or no")
-        torch.set_num_threads(max(1, available_cores() // local_world_size()))
+        use_cores()
         keep_freed_memory()
     elif accelerator.device.type == "cuda":
         torch.backends.cudnn.benchmark = True
@@ -85,6 +85,11 @@ def _join_after_restart(backend: str, timeout: timedelta) -> None:
     store = distributed.PrefixStore(f"attempt{attempt}", distributed.TCPStore(address, port, timeout=timeout))
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     distributed.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world_size)
+
+
+def use_cores(loader_workers: int = 0) -> None:
+    """Gives torch this process's share of the machine's cores, less one for each of its loader workers."""
+    torch.set_num_threads(max(1, available_cores() // local_world_size() - loader_workers))
 
 
 def keep_freed_memory() -> None:

@@ -1,6 +1,7 @@
 """A rank's part of a global batch in pieces that fit into memory; the global batch never changes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -8,22 +9,31 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data.loaders import IGNORED
 from utils.errors import EnvironmentFault
 
 
-def micro_batches(
-    inputs: Tensor, labels: Tensor, global_count: int, micro_batch_size: int | None, world_size: int
-) -> Sequence[tuple[Tensor, Tensor]]:
-    """Splits a rank's part of a step into equally many pieces on every rank.
+class Piece(NamedTuple):
+    """Images (n, 3, H, W), their labels (n,) or class shares (n, classes), and their weight: 0 for a filler, else 1."""
 
-    A piece for which a rank has no image left is a filler without weight, labelled IGNORED.
+    inputs: Tensor
+    targets: Tensor
+    weight: float
+
+
+def micro_batches(
+    inputs: Tensor, targets: Tensor, count: int, global_count: int, micro_batch_size: int | None, world_size: int
+) -> list[Piece]:
+    """Splits a rank's part of a step, of which `count` images have weight, into equally many pieces on every rank.
+
+    A piece for which a rank has no image left is a filler without weight.
     """
     largest_part = -(-global_count // world_size)
-    count = -(-largest_part // micro_batch_size) if micro_batch_size else 1
-    pieces = zip(inputs.tensor_split(count), labels.tensor_split(count), strict=True)
-    filler = inputs[:1], torch.full_like(labels[:1], IGNORED)
-    return [piece if len(piece[1]) else filler for piece in pieces]
+    parts = -(-largest_part // micro_batch_size) if micro_batch_size else 1
+    filler = Piece(inputs[:1], targets[:1], 0.0)
+    if count == 0:
+        return [filler] * parts
+    pieces = zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True)
+    return [Piece(*piece, 1.0) if len(piece[1]) else filler for piece in pieces]
 
 
 def fit_micro_batch_size(accelerator: Accelerator, model: nn.Module, part: int, image_size: int) -> int:

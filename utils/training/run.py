@@ -1,8 +1,9 @@
 """Everything that one training works with, and what is asked of it more than once."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,15 +11,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from data.datasets import Dataset, Split
-from data.loaders import EvaluationLoader, TrainLoader
+from data.loaders import DeviceLoader, EvaluationLoader, TrainLoader
 from utils.checkpoint import ModelConfig
 from utils.config import TrainConfig
 from utils.errors import SuiteError
 from utils.evaluation import predict
 from utils.metrics import RunningMean, Scores, score
 from utils.rundir import RunDirectory
+from utils.training.averaging import Ema, Lookahead
+from utils.training.mixing import Mixing
+from utils.training.resolution import Phase, phase_at, resolution_phases
 from utils.training.schedules import learning_rate_factor
-from utils.training.state import TrainState, pack
+from utils.training.state import TrainState, pack, unpack
 
 
 @dataclass
@@ -26,11 +30,14 @@ class Run:
     """One training.
 
     Attributes:
-        model: the bare model, which is evaluated and saved. Its forward computes in the precision of the launch.
-        trained: the same model as gradients see it: in DDP and compiled, where asked for.
+        model: the bare model. Its forward computes in the precision of the launch.
+        trained: the same model as gradients see it: in DDP and compiled, where asked for; from prepare() on.
         micro_batch_size: images per process and forward pass; None: all of the process's part.
         mean, std: of the training images, (3,), on the device.
         window, epoch_sums: of the loss and accuracy since the last training line, and in the epoch up to it.
+        phases: sizes of the training images over the run.
+        mixing: MixUp and CutMix, where asked for.
+        ema, lookahead: averages of the weights, where asked for.
         best: weights of the epoch with the best validation accuracy, on the CPU.
     """
 
@@ -38,22 +45,63 @@ class Run:
     accelerator: Accelerator
     directory: RunDirectory
     data: Dataset
-    loader: TrainLoader
+    loader: TrainLoader | DeviceLoader
     model: nn.Module
-    trained: nn.Module
     optimizer: torch.optim.Optimizer
     micro_batch_size: int | None
-    mean: Tensor
-    std: Tensor
-    window: RunningMean
-    epoch_sums: RunningMean
+    trained: nn.Module = field(init=False)
+    mean: Tensor = field(init=False)
+    std: Tensor = field(init=False)
+    window: RunningMean = field(init=False)
+    epoch_sums: RunningMean = field(init=False)
+    phases: list[Phase] = field(init=False)
+    mixing: Mixing | None = None
+    ema: Ema | None = None
+    lookahead: Lookahead | None = None
     state: TrainState = field(default_factory=TrainState)
     best: dict[str, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        config, data, device = self.config, self.data, self.accelerator.device
+        self.mean, self.std = torch.tensor(data.mean, device=device), torch.tensor(data.std, device=device)
+        self.window, self.epoch_sums = RunningMean(device), RunningMean(device)
+        self.phases = resolution_phases(config.resolution, data.image_size, self.total_steps)
+        self.state.learning_rate = 0.0 if config.lr == "auto" else config.lr
+        if config.mixup or config.cutmix:
+            self.mixing = Mixing(config.mixup, config.cutmix, len(data.class_names))
+        if config.ema_decay is not None:
+            self.ema = Ema(self.model, config.ema_decay)
+        if config.lookahead_steps is not None:
+            self.lookahead = Lookahead(self.model, config.lookahead_steps, config.lookahead_decay)
+
+    def restore(self, files: Mapping[str, bytes], source: Path) -> None:
+        """Goes back to where a checkpoint was. Raises UserError where it is of another run."""
+        unpack(self, files, source)
+        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+        self.window.restore(self.state.window, rank, world_size)
+        self.epoch_sums.restore(self.state.epoch_sums, rank, world_size)
+
+    def prepare(self) -> None:
+        """Hands model and optimizer to Accelerate: device, precision, DDP; compiles where asked for."""
+        self.trained, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        if self.config.compile:
+            self.trained = torch.compile(self.trained)
+        if self.ema:
+            self.accelerator.prepare_model(self.ema.model, evaluation_mode=True)
+
+    @property
+    def reported(self) -> nn.Module:
+        """The model that is evaluated and exported."""
+        return self.ema.model if self.ema else self.model
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.loader.steps.steps_per_epoch
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of all epochs: what the schedule spans."""
-        return self.config.epochs * self.loader.steps_per_epoch
+        return self.config.epochs * self.steps_per_epoch
 
     @property
     def last_step(self) -> int:
@@ -63,11 +111,22 @@ class Run:
     @property
     def epoch_end(self) -> int:
         """The step after which the current epoch ends."""
-        return (self.state.epoch + 1) * self.loader.steps_per_epoch
+        return (self.state.epoch + 1) * self.steps_per_epoch
 
     @property
     def model_config(self) -> ModelConfig:
-        return describe_model(self.config, self.data)
+        """The exported model's config.json, for the resolution that it was last trained on."""
+        config, data = self.config, self.data
+        return ModelConfig(
+            config.model,
+            {"norm": config.norm, "width": config.width},
+            data.class_names,
+            data.image_size,
+            data.mean,
+            data.std,
+            phase_at(self.phases, self.state.step - 1).size,
+            config.tta,
+        )
 
     def learning_rate(self) -> float:
         """The rate of the next step."""
@@ -75,30 +134,49 @@ class Run:
         factor = learning_rate_factor(config.schedule, self.state.step, self.total_steps, config.warmup_fraction)
         return self.state.learning_rate * factor
 
-    def evaluate(self, split: Split, between_batches: Callable[[], None] = lambda: None) -> Scores:
-        """Scores of the model as it is, over exactly the images of a split."""
+    def phase(self) -> Phase:
+        """The phase of the next step."""
+        return phase_at(self.phases, self.state.step)
+
+    def update_averages(self) -> None:
+        """Takes the weights after an optimizer step, the last of state.step, into their averages."""
+        step = self.state.step
+        if self.lookahead:
+            self.lookahead.update(self.model, step, self.total_steps)
+        if self.ema:  # anew with every phase, whose norm statistics are other ones
+            self.ema.update(self.model, step - 1 - phase_at(self.phases, step - 1).first_step)
+
+    def evaluate(self, split: Split, between_batches: Callable[[], None] = lambda: None, tta: str = "none") -> Scores:
+        """Scores of the reported model as it is, over exactly the images of a split, at its training resolution."""
         accelerator = self.accelerator
         loader = EvaluationLoader(split, accelerator.process_index, accelerator.num_processes)
         logits = predict(
             accelerator,
-            self.model,
+            self.reported,
             loader,
             self.mean,
             self.std,
             self.config.channels_last,
+            self.model_config.resolution,
+            tta,
             progress="evaluating",
             between_batches=between_batches,
         )
         return score(logits, torch.from_numpy(split.labels))
 
-    def summary(self, scores: Scores) -> dict[str, Any]:
-        """The content of summary.json, with the scores of the reported model on the test split."""
-        state, loader = self.state, self.loader
-        images = state.epoch * loader.count + (state.step - state.epoch * loader.steps_per_epoch) * loader.batch_size
+    def logged_resolution(self) -> dict[str, int]:
+        """What a line of the last step's metrics says of its images' size, where that changes."""
+        return {"resolution": self.model_config.resolution} if len(self.phases) > 1 else {}
+
+    def summary(self, scores: Scores, plain: Scores) -> dict[str, Any]:
+        """The content of summary.json: scores of the reported model on the test split, `plain` without TTA."""
+        state, count = self.state, len(self.data.train)
+        images = state.epoch * count + (state.step - state.epoch * self.steps_per_epoch) * self.config.batch_size
         return {
             "test_accuracy": scores.accuracy,
             "test_loss": scores.loss,
             "test_count": scores.count,
+            "test_accuracy_without_tta": plain.accuracy,
             "per_class_accuracy": dict(zip(self.data.class_names, scores.per_class_accuracy, strict=True)),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "steps": state.step,
@@ -120,18 +198,7 @@ class Run:
         if not accelerator.is_main_process:
             return
         state.metrics_size = self.directory.metrics.size()
-        scaler_state = accelerator.scaler.state_dict() if accelerator.scaler else None
-        files = pack(
-            state,
-            self.config,
-            self.model_config,
-            self.model,
-            self.optimizer,
-            scaler_state,
-            self.best,
-            len(self.data.train),
-        )
-        self.directory.save_checkpoint(state.step, files)
+        self.directory.save_checkpoint(state.step, pack(self))
 
     def check_finite(self, loss: float) -> None:
         """Raises where the loss or the weights are no numbers any more; the last checkpoint is from before."""
@@ -143,9 +210,3 @@ class Run:
             "try a lower --lr or --grad_clip_norm 1",
             silent=not self.accelerator.is_main_process,
         )
-
-
-def describe_model(config: TrainConfig, data: Dataset) -> ModelConfig:
-    """The exported model's config.json."""
-    arguments = {"norm": config.norm, "width": config.width}
-    return ModelConfig(config.model, arguments, data.class_names, data.image_size, data.mean, data.std)

@@ -9,18 +9,23 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
-from utils.checkpoint import FORMAT_VERSION, ModelConfig, load_weights, tensors_from_bytes, tensors_to_bytes
-from utils.config import TrainConfig
+from utils.checkpoint import FORMAT_VERSION, load_weights, tensors_from_bytes, tensors_to_bytes
 from utils.errors import UserError
 from utils.files import to_json
 from utils.training.optimizers import load_optimizer_tensors, optimizer_tensors
 
-FILES = ("trainer.json", "config.json", "model.safetensors", "optimizer.safetensors", "best.safetensors")
+if TYPE_CHECKING:
+    from utils.training.run import Run
+
+# The first four are in every checkpoint, the others where there is a validation split, EMA or Lookahead.
+FILES = (
+    "trainer.json", "config.json", "model.safetensors", "optimizer.safetensors",
+    "best.safetensors", "unaveraged.safetensors", "lookahead.safetensors",
+)  # fmt: skip
 
 # Options that may change when a run is resumed; all others decide which run it is.
 FREE_OPTIONS = {
@@ -57,57 +62,48 @@ class TrainState:
     epoch_sums: list[list[float]] = field(default_factory=list)
 
 
-def pack(
-    state: TrainState,
-    config: TrainConfig,
-    model_config: ModelConfig,
-    model: nn.Module,
-    optimizer: Optimizer,
-    scaler_state: Mapping[str, Any] | None,
-    best: Mapping[str, Tensor] | None,
-    train_count: int,
-) -> dict[str, bytes]:
+def pack(run: "Run") -> dict[str, bytes]:
     """The files of a checkpoint. config.json and model.safetensors alone are an exported model."""
     trainer = {
         "format_version": FORMAT_VERSION,
-        "state": dataclasses.asdict(state),
-        "options": dataclasses.asdict(config),
-        "train_count": train_count,
-        "scaler": scaler_state,
+        "state": dataclasses.asdict(run.state),
+        "options": dataclasses.asdict(run.config),
+        "train_count": len(run.data.train),
+        "scaler": run.accelerator.scaler.state_dict() if run.accelerator.scaler else None,
     }
-    files = {
-        "trainer.json": to_json(trainer),
-        "config.json": model_config.to_bytes(),
-        "model.safetensors": tensors_to_bytes(model.state_dict()),
-        "optimizer.safetensors": tensors_to_bytes(optimizer_tensors(optimizer, model)),
+    tensors = {
+        "model": run.reported.state_dict(),
+        "optimizer": optimizer_tensors(run.optimizer, run.model),
+        "unaveraged": run.model.state_dict() if run.ema else None,
+        "lookahead": run.lookahead.model.state_dict() if run.lookahead else None,
+        "best": run.best,
     }
-    if best is not None:
-        files["best.safetensors"] = tensors_to_bytes(best)
-    return files
+    files = {"trainer.json": to_json(trainer), "config.json": run.model_config.to_bytes()}
+    return files | {
+        f"{name}.safetensors": tensors_to_bytes(values) for name, values in tensors.items() if values is not None
+    }
 
 
-def unpack(
-    files: Mapping[str, bytes],
-    source: Path,
-    config: TrainConfig,
-    model_config: ModelConfig,
-    model: nn.Module,
-    optimizer: Optimizer,
-    train_count: int,
-) -> tuple[TrainState, Mapping[str, Any] | None, dict[str, Tensor] | None]:
-    """Restores model and optimizer in place; returns the state, the loss scaler's state and the best weights.
+def saved_option(files: Mapping[str, bytes], name: str, default: Any) -> Any:
+    """An option of the run that a checkpoint's files are of; `default` where its program did not know it."""
+    return json.loads(files["trainer.json"])["options"].get(name, default)
+
+
+def unpack(run: "Run", files: Mapping[str, bytes], source: Path) -> None:
+    """Puts a run back to where its checkpoint was.
 
     Raises UserError naming what differs where the checkpoint belongs to another run.
     """
-    for name in FILES:
-        if name not in files and name != "best.safetensors":
+    averages = [("unaveraged.safetensors", run.ema), ("lookahead.safetensors", run.lookahead)]
+    for name in (*FILES[:4], *(name for name, average in averages if average)):
+        if name not in files:
             raise UserError(f"resume: {source} has no {name}")
     trainer = json.loads(files["trainer.json"])
     if trainer["format_version"] > FORMAT_VERSION:
         raise UserError(
             f"resume: {source} has format version {trainer['format_version']}, this program knows {FORMAT_VERSION}"
         )
-    mine = dataclasses.asdict(config)
+    mine = dataclasses.asdict(run.config)
     for name, value in trainer["options"].items():
         if name in mine and name not in FREE_OPTIONS and value != mine[name]:
             raise UserError(
@@ -115,14 +111,24 @@ def unpack(
                 "resume with the same or choose another output_dir"
             )
     theirs = json.loads(files["config.json"])
-    for name, value in json.loads(model_config.to_bytes()).items():
-        if theirs.get(name) != value:
+    for name, value in json.loads(run.model_config.to_bytes()).items():
+        if name not in ("resolution", "tta", "format_version") and theirs.get(name) != value:
             raise UserError(f"resume: {name} of {source} is {theirs.get(name)}, of this data set {value}")
-    if trainer["train_count"] != train_count:
+    if trainer["train_count"] != len(run.data.train):
         raise UserError(
-            f"resume: {source} was trained on {trainer['train_count']} images, this data set has {train_count}"
+            f"resume: {source} was trained on {trainer['train_count']} images, this data set has {len(run.data.train)}"
         )
-    load_weights(model, tensors_from_bytes(files["model.safetensors"], source), source)
-    load_optimizer_tensors(optimizer, model, tensors_from_bytes(files["optimizer.safetensors"], source))
-    best = tensors_from_bytes(files["best.safetensors"], source) if "best.safetensors" in files else None
-    return TrainState(**trainer["state"]), trainer["scaler"], best
+
+    def tensors(name: str) -> dict[str, Tensor]:
+        return tensors_from_bytes(files[name], source)
+
+    load_weights(run.reported, tensors("model.safetensors"), source)
+    if run.ema:
+        load_weights(run.model, tensors("unaveraged.safetensors"), source)
+    if run.lookahead:
+        load_weights(run.lookahead.model, tensors("lookahead.safetensors"), source)
+    load_optimizer_tensors(run.optimizer, run.model, tensors("optimizer.safetensors"))
+    run.best = tensors("best.safetensors") if "best.safetensors" in files else None
+    run.state = TrainState(**trainer["state"])
+    if run.accelerator.scaler and trainer["scaler"]:
+        run.accelerator.scaler.load_state_dict(trainer["scaler"])

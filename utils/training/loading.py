@@ -1,0 +1,86 @@
+"""The training loader that a config asks for: images augmented one by one on the CPU, or in batches on the device."""
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from data.augmentation import Augmentation
+from data.datasets import Dataset, Split, load_dataset
+from data.loaders import DeviceLoader, Steps, TrainLoader
+from data.tensor_augmentation import TensorAugmentation
+from utils.config import TrainConfig
+from utils.errors import UserError, together
+from utils.runtime import default_workers, use_cores
+
+
+def load_once_per_machine(config: TrainConfig, accelerator: Accelerator) -> Dataset:
+    """The data set. One process of each machine decodes it, the others then share what it has stored."""
+    for first in (True, False):
+        with together(accelerator):
+            if accelerator.is_local_main_process == first:
+                data = load_dataset(
+                    config.dataset,
+                    config.data_dir,
+                    config.image_size,
+                    config.validation_fraction,
+                    config.seed,
+                    config.memory_fraction,
+                )
+    return data
+
+
+def sample_images(split: Split, most: int) -> torch.Tensor:
+    """At most so many images, evenly spaced in the split: uint8 (n, size, size, 3)."""
+    positions = np.linspace(0, len(split) - 1, min(most, len(split))).astype(int)
+    return torch.from_numpy(np.stack([split.images[position] for position in positions]))
+
+
+def choose_backend(config: TrainConfig, saved: str | None, split: Split, accelerator: Accelerator) -> str:
+    """`augment_backend` where it is auto: that of the checkpoint, else tensor if the images fit on every rank.
+
+    The two draw differently, so a run keeps the one that it began with. Raises UserError where tensor is asked for and
+    the images are not in memory.
+    """
+    wanted = saved or "auto" if config.augment_backend == "auto" else config.augment_backend
+    in_memory = isinstance(split.images, np.ndarray)
+    if wanted == "tensor" and not in_memory:
+        raise UserError(
+            f"augment_backend: tensor needs the images in memory, and these take more than memory_fraction "
+            f"({config.memory_fraction:g}) of it; use auto or albumentations"
+        )
+    if wanted != "auto":
+        return wanted
+    fits = in_memory and _device_holds(split.images.nbytes, accelerator.device, config.memory_fraction)
+    everywhere = accelerator.gather(torch.tensor([fits], device=accelerator.device)).all()
+    return "tensor" if everywhere else "albumentations"
+
+
+def _device_holds(size: int, device: torch.device, fraction: float) -> bool:
+    if device.type == "cuda":
+        return size <= fraction * torch.cuda.mem_get_info(device)[0]
+    return device.type == "cpu"  # where the images are already; elsewhere the tensor operations are untried
+
+
+def create_train_loader(
+    config: TrainConfig, backend: str, data: Dataset, accelerator: Accelerator
+) -> TrainLoader | DeviceLoader:
+    """This rank's loader."""
+    kind = TensorAugmentation if backend == "tensor" else Augmentation
+    augmentation = kind(
+        data.image_size,
+        config.crop_padding,
+        config.horizontal_flip,
+        config.cutout,
+        data.mean,
+        config.seed,
+        config.padding_mode,
+    )
+    rank, world_size, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    lead = config.mixup > 0 or config.cutmix > 0
+    steps = Steps(len(data.train), config.batch_size, config.seed, rank, world_size, lead)
+    if backend == "tensor":
+        return DeviceLoader(data.train, augmentation, steps, device)
+    workers = default_workers(accelerator) if config.num_workers is None else config.num_workers
+    if device.type == "cpu":
+        use_cores(workers)
+    return TrainLoader(data.train, augmentation, steps, workers, pin_memory=device.type == "cuda")
