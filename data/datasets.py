@@ -1,9 +1,12 @@
 """Data sets as arrays of uint8 RGB images with labels; every set brings class names, size, mean and std."""
 
+import math
+import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 from typing import Protocol
@@ -13,12 +16,16 @@ import numpy as np
 import psutil
 from PIL import Image, ImageOps
 
+from data.decoded import decode_once
 from utils.errors import EnvironmentFault, UserError
 from utils.launcher import available_cores, local_world_size
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 STATISTICS_SAMPLE = 20_000  # images that mean and std are computed from where the images stay on disk
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
+# Bytes of an average file from which on threads decode faster than one. Around small images Pillow takes and gives
+# back the interpreter's lock so often that two threads need twice the time of one (CIFAR-10 as JPEG, 1 KB each).
+THREADS_PAY_FROM = 8 * 1024
 
 
 class Images(Protocol):
@@ -31,7 +38,7 @@ class Images(Protocol):
 class ImageFiles:
     """Images that stay on disk and are decoded when they are asked for."""
 
-    def __init__(self, paths: Sequence[Path], size: int):
+    def __init__(self, paths: Sequence[str | Path], size: int):
         self.paths, self.size = paths, size
 
     def __len__(self) -> int:
@@ -39,6 +46,24 @@ class ImageFiles:
 
     def __getitem__(self, index: int) -> np.ndarray:
         return read_image(self.paths[index], self.size)
+
+    def decode(self, indices: Sequence[int], block: int = 64) -> np.ndarray:
+        """The images at these positions as one array, uint8 (n, size, size, 3)."""
+        decoded = np.empty((len(indices), self.size, self.size, 3), np.uint8)
+
+        def fill(start: int) -> None:
+            for position in range(start, min(start + block, len(indices))):
+                decoded[position] = self[indices[position]]
+
+        with ThreadPoolExecutor(self._threads()) as pool:
+            list(pool.map(fill, range(0, len(indices), block)))
+        return decoded
+
+    def _threads(self) -> int:
+        """As many as pay for files of this size."""
+        sample = self.paths[:: max(1, len(self.paths) // 100)]
+        sizes = [os.path.getsize(path) for path in sample if os.path.isfile(path)]
+        return available_cores() if sum(sizes) >= THREADS_PAY_FROM * len(sizes) else 1
 
 
 @dataclass(frozen=True)
@@ -143,9 +168,7 @@ def _blocks(images: Images, pixels: int = 2_000_000):
         yield from (images[start : start + size] for start in range(0, len(images), size))
         return
     chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), STATISTICS_SAMPLE)).astype(int))
-    with ThreadPoolExecutor(available_cores()) as pool:
-        for start in range(0, len(chosen), size):
-            yield np.stack(list(pool.map(images.__getitem__, chosen[start : start + size])))
+    yield from (images.decode(chosen[start : start + size]) for start in range(0, len(chosen), size))
 
 
 # -- scikit-learn's handwritten digits: embedded, no download ---------------------------------------------------------
@@ -195,13 +218,28 @@ def download(name: str, data_dir: str | Path) -> None:
 
 
 def _cifar(name: str, data_dir: Path, split: str) -> tuple[Split, tuple[str, ...]]:
-    try:
-        source = _cifar_class(name)(str(data_dir), train=split == "train")
-    except (RuntimeError, OSError) as error:
-        raise UserError(
-            f"data_dir: {data_dir.resolve()} does not hold {name} (put {CIFAR_ARCHIVES[name]} there)"
-        ) from error
-    return Split(np.ascontiguousarray(source.data), np.asarray(source.targets, dtype=np.int64)), tuple(source.classes)
+    kind = _cifar_class(name)
+
+    @cache
+    def source():
+        """The original, checked and unpickled: seconds and a gigabyte, which only the first start needs."""
+        try:
+            return kind(str(data_dir), train=split == "train")
+        except (RuntimeError, OSError) as error:
+            raise UserError(
+                f"data_dir: {data_dir.resolve()} does not hold {name} (put {CIFAR_ARCHIVES[name]} there)"
+            ) from error
+
+    files = [file for file, _ in kind.train_list + kind.test_list] + [kind.meta["filename"]]
+    sources = [str(data_dir / kind.base_folder / file) for file in files]
+
+    def part(of: str, values: Callable[[], Sequence], shape: tuple[int, ...], dtype: type | str) -> np.ndarray:
+        return decode_once(data_dir, f"{name}-{split}-{of}", sources, shape, dtype, values)
+
+    images = part("images", lambda: source().data, (-1, 32, 32, 3), np.uint8)
+    labels = part("labels", lambda: source().targets, (-1,), np.int64)
+    class_names = part("classes", lambda: source().classes, (-1,), "U32")
+    return Split(images, labels), tuple(class_names.tolist())
 
 
 # -- folders of images ------------------------------------------------------------------------------------------------
@@ -222,34 +260,26 @@ def _image_folder(root: Path, split: str, size: int, memory_fraction: float) -> 
         for name in sorted(set(classes) ^ set(found)):
             where = folders["test"] if name in classes else folders["train"]
             raise UserError(f"data_dir: class {name!r} has no folder in {where}")
-    paths: list[Path] = []
+    paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        folder = folders[split] / name
-        files = sorted(
-            path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-        )
-        if not files:
-            raise UserError(f"data_dir: {folder} holds no image (looking for {', '.join(sorted(SUFFIXES))})")
-        paths += files
-        labels += [label] * len(files)
-    images: Images = ImageFiles(paths, size)
-    if len(paths) * size * size * 3 <= memory_fraction * psutil.virtual_memory().available / local_world_size():
-        images = _decode(images)
+        found = _image_files(folders[split] / name)
+        paths += found
+        labels += [label] * len(found)
+    files = ImageFiles(paths, size)
+    images: Images = files
+    shape = (len(files), size, size, 3)
+    if math.prod(shape) <= memory_fraction * psutil.virtual_memory().available / local_world_size():
+        images = decode_once(root, f"{split}-{size}", paths, shape, np.uint8, lambda: files.decode(range(len(files))))
     return Split(images, np.asarray(labels, dtype=np.int64)), tuple(classes)
 
 
-def _decode(files: ImageFiles, block: int = 256) -> np.ndarray:
-    """All images in memory. Threads suffice: Pillow decodes without holding the interpreter's lock."""
-    decoded = np.empty((len(files), files.size, files.size, 3), np.uint8)
-
-    def fill(start: int) -> None:
-        for index in range(start, min(start + block, len(files))):
-            decoded[index] = files[index]
-
-    with ThreadPoolExecutor(available_cores()) as pool:
-        list(pool.map(fill, range(0, len(files), block)))
-    return decoded
+def _image_files(folder: Path) -> list[str]:
+    """Sorted paths, as strings: of a million images they take a fraction of the time and memory of Path objects."""
+    names = [name for name in os.listdir(folder) if os.path.splitext(name)[1].lower() in SUFFIXES and name[0] != "."]
+    if not names:
+        raise UserError(f"data_dir: {folder} holds no image (looking for {', '.join(sorted(SUFFIXES))})")
+    return [os.path.join(folder, name) for name in sorted(names)]
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -259,7 +289,7 @@ def _class_folders(folder: Path) -> list[str]:
     return names
 
 
-def read_image(path: Path, size: int) -> np.ndarray:
+def read_image(path: str | Path, size: int) -> np.ndarray:
     """Decodes one file to uint8 RGB (size, size, 3): upright, scaled to cover the square, cropped at its centre.
 
     Raises UserError naming the path of an unreadable file.
@@ -267,7 +297,8 @@ def read_image(path: Path, size: int) -> np.ndarray:
     try:
         with Image.open(path) as image:
             image.draft("RGB", (size, size))
-            return _resize(_rgb(ImageOps.exif_transpose(image)), size)
+            ImageOps.exif_transpose(image, in_place=True)
+            return _resize(_rgb(image), size)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"data_dir: {path} is not a readable image ({error})") from error
 
@@ -276,7 +307,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     """As RGB with 8 bits a channel; Pillow itself would cut 16-bit grey off at 255."""
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _resize(image: Image.Image, size: int) -> np.ndarray:
