@@ -1,6 +1,8 @@
 """The k-th step sees the same images for every number of processes and workers, and evaluation each image once."""
 
+import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -8,10 +10,13 @@ import torch
 
 from data.augmentation import Augmentation
 from data.datasets import ImageFiles, Split
-from data.loaders import IGNORED, EvaluationLoader, StepSampler, TrainLoader, epoch_order, rank_part, to_input
+from data.loaders import Batch, DeviceLoader, EvaluationLoader, Steps, TrainLoader, epoch_order, to_input
+from data.tensor_augmentation import TensorAugmentation
 from utils.errors import UserError
 
 SIZE = 8
+KINDS = (TrainLoader, DeviceLoader)
+EVERYTHING = (2, "random", 4, (0.5, 0.5, 0.5))
 
 
 def numbered(count: int) -> Split:
@@ -21,27 +26,53 @@ def numbered(count: int) -> Split:
     return Split(images, np.arange(count))
 
 
-def loader(split: Split, batch_size: int, rank: int = 0, world_size: int = 1, **options) -> TrainLoader:
-    return TrainLoader(split, Augmentation(SIZE), batch_size, options.pop("seed", 0), rank, world_size, **options)
+def coloured(count: int) -> Split:
+    """Images of noise, whose labels are their position."""
+    return Split(np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8), np.arange(count))
 
 
-def weighted(batch) -> list[int]:
-    """Positions of the images of a batch that carry weight."""
-    assert ((batch.labels == IGNORED) | (batch.labels == batch.images[:, 0, 0, 0])).all()
-    kept = batch.labels[batch.labels != IGNORED].tolist()
+def loader(
+    split: Split,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    kind: type = TrainLoader,
+    lead: bool = False,
+    seed: int = 0,
+    augmentation: tuple = (),
+    **options,
+) -> TrainLoader | DeviceLoader:
+    steps = Steps(len(split), batch_size, seed, rank, world_size, lead)
+    if kind is DeviceLoader:
+        return DeviceLoader(split, TensorAugmentation(SIZE, *augmentation, seed=seed), steps, torch.device("cpu"))
+    return TrainLoader(split, Augmentation(SIZE, *augmentation, seed=seed), steps, **options)
+
+
+def weighted(batch: Batch, lead: bool = False) -> list[int]:
+    """Positions of the images of a batch that carry weight, without a lead."""
+    kept = batch.labels[int(lead) :][: batch.count].tolist()
     assert len(kept) == batch.count
+    assert len(batch.labels) == max(1, batch.count) + lead
     return kept
 
 
-# -- training ---------------------------------------------------------------------------------------------------------
+def of_numbered(batches: Iterator[Batch]) -> list[Batch]:
+    """The batches, which must hold the images that belong to their labels."""
+    batches = list(batches)
+    assert all((batch.labels[:, None, None, None] == batch.images).all() for batch in batches)
+    return batches
 
 
+# -- training: order and parts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 16, 50, 200])
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_every_step_sees_the_same_images_for_any_number_of_ranks(batch_size, world_size):
+def test_every_step_sees_the_same_images_for_any_number_of_ranks(kind, batch_size, world_size):
     split = numbered(50)
-    alone = [weighted(batch) for batch in loader(split, batch_size).epoch(1)]
-    ranks = [list(loader(split, batch_size, rank, world_size).epoch(1)) for rank in range(world_size)]
+    alone = [weighted(batch) for batch in of_numbered(loader(split, batch_size, kind=kind).epoch(1))]
+    ranks = [of_numbered(loader(split, batch_size, rank, world_size, kind).epoch(1)) for rank in range(world_size)]
     assert {len(steps) for steps in ranks} == {len(alone)} == {math.ceil(50 / batch_size)}
     for step, images in enumerate(alone):
         parts = [steps[step] for steps in ranks]
@@ -49,6 +80,23 @@ def test_every_step_sees_the_same_images_for_any_number_of_ranks(batch_size, wor
         assert together == images
         assert {part.global_count for part in parts} == {len(images)}
         assert max(len(part.labels) for part in parts) - min(len(part.labels) for part in parts) <= 1
+
+
+@pytest.mark.parametrize("lead", [False, True])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("batch_size", [1, 3, 16, 200])
+def test_both_loaders_give_the_same_order_and_parts(batch_size, world_size, lead):
+    split = numbered(50)
+    for rank in range(world_size):
+        ours, theirs = (loader(split, batch_size, rank, world_size, kind, lead, seed=3) for kind in KINDS)
+        last = math.ceil(50 / batch_size) - 1
+        for epoch, first_step in ((0, 0), (2, last // 2), (2, last)):
+            pairs = list(zip(ours.epoch(epoch, first_step), theirs.epoch(epoch, first_step), strict=True))
+            assert len(pairs) == last + 1 - first_step
+            for one, other in pairs:
+                assert one.labels.tolist() == other.labels.tolist()
+                assert torch.equal(one.images, other.images)
+                assert one[2:] == other[2:]
 
 
 def test_an_epoch_visits_every_image_once():
@@ -62,46 +110,62 @@ def test_last_batch_is_short_and_says_so():
     assert [batch.global_count for batch in batches] == [16, 16, 16, 2]
 
 
-def test_rank_without_an_image_gets_a_filler_without_weight():
+@pytest.mark.parametrize("lead", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rank_without_an_image_gets_a_filler_without_weight(kind, lead):
     """5 images in batches of 2 for 4 ranks: ranks 2 and 3 never have one, rank 1 has none in the last step."""
+    split, order = numbered(5), epoch_order(0, 0, 5)
     counts = []
     for rank in range(4):
-        batches = list(loader(numbered(5), 2, rank, 4).epoch(0))
+        batches = of_numbered(loader(split, 2, rank, 4, kind, lead).epoch(0))
         counts.append([batch.count for batch in batches])
-        for batch in batches:
-            assert len(batch.images) == len(batch.labels) == 1
-            assert (batch.labels == IGNORED).all() == (batch.count == 0)
+        assert [batch.global_count for batch in batches] == [2, 2, 1]
+        for step, batch in enumerate(batches):
+            members = order[2 * step : 2 * step + 2]
+            assert len(batch.images) == len(batch.labels) == 1 + lead
+            assert batch.count == 1 or batch.labels[-1] == members[0]  # the filler is the batch's first image
     assert counts == [[1, 1, 1], [1, 1, 0], [0, 0, 0], [0, 0, 0]]
 
 
-def test_filler_moves_neither_loss_nor_gradient():
-    batch = next(iter(loader(numbered(5), 1, rank=1, world_size=2).epoch(0)))
-    logits = torch.randn(1, 5, requires_grad=True)
-    loss = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum", label_smoothing=0.1)
-    loss.backward()
-    assert loss.item() == 0
-    assert not logits.grad.any()
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 16, 50])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_lead_is_the_image_before_the_part_in_the_global_batch(kind, batch_size, world_size):
+    """The first image follows the last one, so that every image has one before it."""
+    split, order = numbered(50), epoch_order(0, 1, 50).tolist()
+    for rank in range(world_size):
+        plain = loader(split, batch_size, rank, world_size, kind).epoch(1)
+        leading = of_numbered(loader(split, batch_size, rank, world_size, kind, lead=True).epoch(1))
+        for step, (without, with_lead) in enumerate(zip(plain, leading, strict=True)):
+            members = order[step * batch_size : (step + 1) * batch_size]
+            first, *rest = with_lead.labels.tolist()
+            assert rest == without.labels.tolist()
+            assert first == members[members.index(rest[0]) - 1]
+            assert with_lead[2:] == without[2:]
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_resume_inside_an_epoch_gives_the_remaining_batches(num_workers):
-    split = numbered(50)
-    whole = [weighted(batch) for batch in loader(split, 8).epoch(2)]
-    resumed = loader(split, 8, num_workers=num_workers)
-    for first_step in (0, 1, 5, 6, 7):
-        rest = list(resumed.epoch(2, first_step))
-        assert [weighted(batch) for batch in rest] == whole[first_step:]
-        assert [batch.global_count for batch in rest] == [8, 8, 8, 8, 8, 8, 2][first_step:]
+def test_filler_of_a_mixed_batch_has_its_lead_too():
+    """3 images for 4 ranks: the last rank's filler is the first image, after the last."""
+    order = epoch_order(0, 0, 3).tolist()
+    batch = next(loader(numbered(3), 8, 3, 4, lead=True).epoch(0))
+    assert (batch.labels.tolist(), batch.count) == ([order[-1], order[0]], 0)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_epoch_that_was_left_early_does_not_disturb_the_next(num_workers):
-    split = numbered(50)
-    ours = loader(split, 8, num_workers=num_workers)
-    abandoned = ours.epoch(9)
-    next(abandoned)
-    next(abandoned)
-    assert [weighted(batch) for batch in ours.epoch(1)] == [weighted(batch) for batch in loader(split, 8).epoch(1)]
+def test_resume_steps_are_counted_from_the_first_that_remains():
+    steps = Steps(50, 8, 0, 0, 1)
+    assert steps.steps_per_epoch == 7
+    for first_step in range(8):
+        assert len(list(steps.positions(0, first_step))) == 7 - first_step
+
+
+@pytest.mark.parametrize("count", range(1, 10))
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_parts_are_contiguous_and_as_equal_as_can_be(count, world_size):
+    order, ranks = epoch_order(0, 0, count).tolist(), range(world_size)
+    parts = [next(Steps(count, count, 0, rank, world_size).positions(0)).tolist() for rank in ranks]
+    assert list(itertools.chain(*parts[:count])) == order
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert all(part == order[:1] for part in parts[count:])
 
 
 def test_order_is_a_function_of_seed_and_epoch():
@@ -110,39 +174,88 @@ def test_order_is_a_function_of_seed_and_epoch():
     assert all(tuple(epoch_order(*key, 50)) == order for key, order in reversed(orders.items()))
 
 
+# -- training: resumed, left early, shared out ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "num_workers"), [(TrainLoader, 0), (TrainLoader, 2), (DeviceLoader, 0)])
+def test_resume_inside_an_epoch_gives_the_remaining_batches(kind, num_workers):
+    split = coloured(50)
+    whole = list(loader(split, 8, kind=kind, augmentation=EVERYTHING).epoch(2))
+    resumed = loader(split, 8, kind=kind, augmentation=EVERYTHING, num_workers=num_workers)
+    for first_step in (0, 1, 5, 6):
+        rest = list(resumed.epoch(2, first_step))
+        assert [batch.global_count for batch in rest] == [8, 8, 8, 8, 8, 8, 2][first_step:]
+        for ours, theirs in zip(rest, whole[first_step:], strict=True):
+            assert torch.equal(ours.images, theirs.images)
+            assert torch.equal(ours.labels, theirs.labels)
+
+
+NO_PARTS = pytest.mark.xfail(strict=True, raises=ValueError, reason="DeviceLoader concatenates a list without parts")
+
+
+@pytest.mark.parametrize("kind", [TrainLoader, pytest.param(DeviceLoader, marks=NO_PARTS)])
+def test_nothing_is_left_after_the_last_step(kind):
+    assert list(loader(numbered(50), 8, kind=kind).epoch(2, 7)) == []
+
+
+@pytest.mark.parametrize(("kind", "num_workers"), [(TrainLoader, 0), (TrainLoader, 2), (DeviceLoader, 0)])
+def test_epoch_that_was_left_early_does_not_disturb_the_next(kind, num_workers):
+    split = numbered(50)
+    ours = loader(split, 8, kind=kind, num_workers=num_workers)
+    abandoned = ours.epoch(9)
+    next(abandoned)
+    next(abandoned)
+    assert [weighted(batch) for batch in ours.epoch(1)] == [weighted(batch) for batch in loader(split, 8).epoch(1)]
+
+
 def test_number_of_workers_changes_nothing():
-    split = Split(np.random.default_rng(0).integers(0, 256, (50, SIZE, SIZE, 3), dtype=np.uint8), np.arange(50))
-    augmentation = Augmentation(SIZE, 2, "random", 4, (0.5, 0.5, 0.5))
-    loaders = [TrainLoader(split, augmentation, 8, seed=1, num_workers=workers) for workers in (0, 1, 2)]
+    split = coloured(50)
+    loaders = [loader(split, 8, seed=1, augmentation=EVERYTHING, num_workers=workers) for workers in (0, 1, 2)]
     for epoch in range(2):
         for batches in zip(*(loader.epoch(epoch) for loader in loaders), strict=True):
             assert all(torch.equal(batches[0].images, other.images) for other in batches[1:])
             assert all(torch.equal(batches[0].labels, other.labels) for other in batches[1:])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lead", [False, True])
+@pytest.mark.parametrize("batch_size", [3, 8, 30])
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_number_of_ranks_changes_no_augmentation(world_size):
-    split = Split(np.random.default_rng(0).integers(0, 256, (30, SIZE, SIZE, 3), dtype=np.uint8), np.arange(30))
-    augmentation = Augmentation(SIZE, 2, "random", 4, (0.5, 0.5, 0.5))
-    alone = [batch.images for batch in TrainLoader(split, augmentation, 8, 1).epoch(1)]
-    ranks = [TrainLoader(split, augmentation, 8, 1, rank, world_size).epoch(1) for rank in range(world_size)]
-    for images, parts in zip(alone, zip(*ranks, strict=True), strict=True):
-        assert torch.equal(torch.cat([part.images[: part.count] for part in parts]), images)
+def test_number_of_ranks_changes_no_augmentation(kind, lead, batch_size, world_size):
+    """Whatever a rank gets, as its part, its lead or a filler, looks as in a run on one rank."""
+    options = {"kind": kind, "seed": 1, "augmentation": EVERYTHING}
+    split = coloured(30)
+    alone = {int(b.labels[i]): b.images[i] for b in loader(split, 8, **options).epoch(1) for i in range(len(b.labels))}
+    assert len(alone) == 30
+    for rank in range(world_size):
+        for batch in loader(split, batch_size, rank, world_size, lead=lead, **options).epoch(1):
+            for image, label in zip(batch.images, batch.labels.tolist(), strict=True):
+                assert torch.equal(image, alone[label])
 
 
-def test_sampler_counts_the_remaining_steps():
-    sampler = StepSampler(50, 8, 0, 0, 1)
-    assert len(sampler) == 7
-    sampler.first_step = 5
-    assert len(sampler) == len(list(sampler)) == 2
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_epoch_augments_anew(kind):
+    split = coloured(30)
+    ours = loader(split, 30, kind=kind, augmentation=EVERYTHING)
+    first, second = (
+        batch.images[batch.labels.argsort()] for epoch in (0, 1) for batch in itertools.islice(ours.epoch(epoch), 1)
+    )
+    assert (first != second).flatten(1).any(1).sum() >= 29
 
 
-@pytest.mark.parametrize("count", range(10))
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_rank_parts_are_a_partition(count, world_size):
-    parts = [rank_part(np.arange(count), rank, world_size) for rank in range(world_size)]
-    assert np.concatenate(parts).tolist() == list(range(count))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+@pytest.mark.parametrize("augmentation", [(), (2,), (0, "random"), (0, "none", 4), EVERYTHING])
+def test_images_on_the_device_stay_as_they_are(augmentation):
+    split = coloured(30)
+    before = split.images.copy()
+    batches = [
+        batch
+        for epoch in range(2)
+        for batch in loader(split, 8, kind=DeviceLoader, augmentation=augmentation).epoch(epoch)
+    ]
+    for batch in batches:
+        to_input(batch.images, torch.full((3,), 0.5), torch.full((3,), 0.25))
+        batch.images.zero_()
+    assert (split.images == before).all()
 
 
 def test_unreadable_file_reaches_the_user_from_a_worker(tmp_path):
@@ -212,3 +325,50 @@ def test_input_leaves_the_images_as_they_are():
     images = torch.full((2, 4, 4, 3), 100, dtype=torch.uint8)
     to_input(images, torch.zeros(3), torch.ones(3))
     assert (images == 100).all()
+
+
+MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", [(5, 6, 7, 3), (1, 1, 1, 3), (3, 32, 32, 3), (0, 8, 8, 3)])
+def test_input_is_the_plain_formula_to_the_bit(channels_last, shape):
+    images = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = ((images.to(torch.float32) - 255 * MEAN) / (255 * STD)).permute(0, 3, 1, 2)
+    assert torch.equal(to_input(images, MEAN, STD, channels_last), expected)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_smaller_input_is_the_mean_over_areas(channels_last):
+    images = torch.randint(256, (4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole = to_input(images, MEAN, STD)
+    halved = to_input(images, MEAN, STD, channels_last, size=16)
+    expected = whole.reshape(4, 3, 16, 2, 16, 2).mean((3, 5))
+    assert halved.shape == (4, 3, 16, 16)
+    assert halved.dtype == torch.float32
+    torch.testing.assert_close(halved, expected, rtol=1e-5, atol=1e-6)
+    assert halved.is_contiguous(memory_format=torch.channels_last) is channels_last
+    assert halved.is_contiguous() is not channels_last
+
+
+def test_smaller_input_of_any_size_keeps_a_flat_image_and_the_mean_of_a_ramp():
+    ramp = torch.arange(32, dtype=torch.uint8)[:, None, None].expand(32, 32, 3)[None]
+    for size in (8, 12, 16, 20, 24, 28, 31):
+        flat = to_input(torch.full((1, 32, 32, 3), 77, dtype=torch.uint8), MEAN, STD, size=size)
+        torch.testing.assert_close(flat, ((77 / 255 - MEAN) / STD)[None, :, None, None].expand(1, 3, size, size))
+        scaled = to_input(ramp.contiguous(), torch.zeros(3), torch.full((3,), 1 / 255), size=size)
+        assert scaled.mean().item() == pytest.approx(15.5, abs=1e-3)
+        assert (scaled.diff(dim=2) > 0).all()
+
+
+def test_input_of_the_size_that_it_has_is_not_scaled():
+    images = torch.randint(256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(to_input(images, MEAN, STD, size=32), to_input(images, MEAN, STD))
+
+
+@pytest.mark.parametrize("augmentation", [(), (2,), (0, "random"), (0, "none", 4), EVERYTHING])
+def test_input_takes_what_either_loader_gives(augmentation):
+    for kind in KINDS:
+        batch = next(loader(coloured(20), 8, kind=kind, augmentation=augmentation).epoch(0))
+        expected = ((batch.images.to(torch.float32) - 255 * MEAN) / (255 * STD)).permute(0, 3, 1, 2)
+        assert torch.equal(to_input(batch.images, MEAN, STD), expected)

@@ -1,7 +1,8 @@
-"""Optimizers: what is decayed, and a state by name that continues training bit for bit."""
+"""Optimizers: what is decayed and how fast it learns, Muon, and a state by name that continues bit for bit."""
 
 import copy
 from collections import OrderedDict
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from models import create_model
 from utils.checkpoint import tensors_from_bytes, tensors_to_bytes
 from utils.errors import UserError
+from utils.training.muon import Muon
 from utils.training.optimizers import (
     create_optimizer,
     load_optimizer_tensors,
@@ -70,7 +72,7 @@ def test_weight_decay_is_for_all_parameters_if_not_asked():
     assert set(decays(small_model()).values()) == {0.1}
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
 def test_weight_decay_shrinks_what_it_should_and_nothing_else(name):
     """One step with a gradient of zero: only decay moves a weight."""
     model = small_model()
@@ -91,6 +93,7 @@ def test_options_reach_the_optimizer():
     assert create_optimizer("sgd", small_model(), momentum=0.8, nesterov=False).defaults["nesterov"] is False
     adamw = create_optimizer("adamw", small_model(), momentum=0.8)
     assert (type(adamw), adamw.defaults["betas"]) == (torch.optim.AdamW, (0.8, 0.999))
+    assert type(create_optimizer("muon", small_model(), momentum=0.8)) is Muon
 
 
 def test_sgd_without_momentum_is_possible():
@@ -101,14 +104,93 @@ def test_sgd_without_momentum_is_possible():
 
 
 def test_learning_rate_reaches_every_group():
-    optimizer = create_optimizer("sgd", small_model(), decay_norm_and_bias=False)
+    optimizer = create_optimizer("sgd", small_model(), weight_decay=0.1, decay_norm_and_bias=False)
     set_learning_rate(optimizer, 0.123)
     assert [group["lr"] for group in optimizer.param_groups] == [0.123, 0.123]
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_frozen_parameters_are_left_out(name):
+    model = small_model()
+    model.conv1.weight.requires_grad_(False)
+    model.norm1.bias.requires_grad_(False)
+    optimizer = create_optimizer(name, model, weight_decay=0.1)
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(map(id, held)) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    before = copy.deepcopy(model.state_dict())
+    train(model, optimizer, range(2))
+    assert torch.equal(model.conv1.weight, before["conv1.weight"])
+    assert torch.equal(model.norm1.bias, before["norm1.bias"])
+    assert not torch.equal(model.conv2.weight, before["conv2.weight"])
+    assert not {name.split("/")[0] for name in optimizer_tensors(optimizer, model)} & {"conv1.weight", "norm1.bias"}
+
+
+# -- the biases of norm layers ----------------------------------------------------------------------------------------
+
+
+def by_parameter(optimizer: torch.optim.Optimizer, model: nn.Module, key: str) -> dict[str, float]:
+    values = {id(parameter): group[key] for group in optimizer.param_groups for parameter in group["params"]}
+    return {name: values[id(parameter)] for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_norm_biases_and_nothing_else_learn_at_their_own_rate(name, norm):
+    model = create_model("resnet18", 10, width=16, norm=norm)
+    optimizer = create_optimizer(name, model, weight_decay=0.1, norm_bias_lr_factor=64.0)
+    set_learning_rate(optimizer, 0.5)
+    rates = by_parameter(optimizer, model, "lr")
+    fast = {name for name, rate in rates.items() if rate == 32.0}
+    assert fast == {
+        f"{path}.bias" for path, module in model.named_modules() if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm))
+    }
+    assert len(fast) == 20
+    assert "fc.bias" not in fast
+    assert {rate for name, rate in rates.items() if name not in fast} == {0.5}
+
+
+@pytest.mark.parametrize("decay_norm_and_bias", [True, False])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_faster_norm_biases_are_not_decayed_faster(name, decay_norm_and_bias):
+    """One step with a gradient of zero: decay moves a weight by rate times decay, whatever its own rate."""
+    model = small_model()
+    with torch.no_grad():
+        model.norm1.bias.fill_(1.0)
+    optimizer = create_optimizer(
+        name,
+        model,
+        momentum=0.0,
+        weight_decay=0.1,
+        decay_norm_and_bias=decay_norm_and_bias,
+        norm_bias_lr_factor=64.0,
+    )
+    set_learning_rate(optimizer, 0.5)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    expected = torch.full((16,), 0.95 if decay_norm_and_bias else 1.0)
+    torch.testing.assert_close(model.norm1.bias.detach(), expected)
+    torch.testing.assert_close(model.norm1.weight.detach(), expected)
+
+
+def test_norm_biases_move_by_their_factor():
+    moved = []
+    for factor in (1.0, 64.0):
+        model = small_model()
+        optimizer = create_optimizer("sgd", model, momentum=0.0, norm_bias_lr_factor=factor)
+        before = copy.deepcopy(model.state_dict())
+        train(model, optimizer, range(1))
+        moved.append({name: model.state_dict()[name] - before[name] for name in ("norm1.bias", "norm1.weight")})
+    torch.testing.assert_close(moved[1]["norm1.bias"], 64 * moved[0]["norm1.bias"])
+    torch.testing.assert_close(moved[1]["norm1.weight"], moved[0]["norm1.weight"])
+
+
+# -- the state --------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("decay_norm_and_bias", [False, True])
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
 def test_restored_state_continues_bit_for_bit(tmp_path, name, decay_norm_and_bias, channels_last):
     def fresh():
         model = small_model(channels_last)
@@ -180,5 +262,248 @@ def test_state_of_another_model_is_refused(tensors):
 
 
 def test_unknown_optimizer_names_what_there_is():
-    with pytest.raises(UserError, match=r"optimizer: 'lion' is not allowed; choose from sgd, adamw"):
+    with pytest.raises(UserError, match=r"optimizer: 'lion' is not allowed; choose from sgd, adamw, muon"):
         create_optimizer("lion", small_model())
+
+
+# -- Muon -------------------------------------------------------------------------------------------------------------
+
+
+SHAPES = [(16, 8, 3, 3), (64, 4, 1, 1), (8, 32, 5, 5), (12, 3, 2, 2), (256, 3, 3, 3)]
+
+
+def set_gradients(model: nn.Module, seed: int) -> None:
+    """Gradients of noise, in the layout of the parameters, the same whichever that is."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.empty_like(parameter).copy_(torch.randn(parameter.shape, generator=generator))
+
+
+def as_matrix(filters: torch.Tensor) -> torch.Tensor:
+    return filters.detach().flatten(1).clone()
+
+
+def muon_step(model: nn.Module, rate: float, gradient: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    """What one step adds to each parameter; without a gradient of the weight, that is noise too."""
+    optimizer = create_optimizer("muon", model)
+    set_learning_rate(optimizer, rate)
+    before = copy.deepcopy(dict(model.named_parameters()))
+    set_gradients(model, 0)
+    if gradient is not None:
+        model.weight.grad.copy_(gradient)
+    optimizer.step()
+    return {name: parameter.detach() - before[name].detach() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_muon_orthogonalises_the_update_of_filters(shape, channels_last):
+    """Five Newton-Schulz steps bring all singular values to between 0.7 and 1.2, here of a gradient that has them from
+    1 to 0.03."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(shape[1], shape[0], shape[2:], bias=False)
+    conv = conv.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    left, values, right = torch.linalg.svd(torch.randn(shape).flatten(1), full_matrices=False)
+    gradient = (left * torch.logspace(0, -1.5, len(values)) @ right).reshape(shape)
+    update = as_matrix(muon_step(conv, 0.01, gradient)["weight"])
+    values = torch.linalg.svdvals(update) / (0.01 * 0.2 * max(update.shape) ** 0.5)
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_muon_updates_are_a_fifth_of_the_rate_whatever_the_shape(shape):
+    """As large as AdamW's usually are, so that both can have one learning rate (Liu et al. 2025)."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(shape[1], shape[0], shape[2:], bias=False)
+    update = muon_step(conv, 0.01)["weight"]
+    assert update.square().mean().sqrt().item() == pytest.approx(0.2 * 0.01, rel=0.3)
+
+
+def test_muon_goes_down_the_gradient():
+    model = small_model()
+    moved = muon_step(model, 0.01)
+    for name, parameter in model.named_parameters():
+        assert (moved[name] * parameter.grad).sum() < 0, name
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_muon_is_torchs_on_filters_and_adamw_on_everything_else(channels_last, weight_decay):
+    model = small_model(channels_last)
+    reference = copy.deepcopy(model)
+    ours = create_optimizer(
+        "muon", model, momentum=0.9, weight_decay=weight_decay, decay_norm_and_bias=False, norm_bias_lr_factor=4.0
+    )
+    others = {name: p for name, p in reference.named_parameters() if p.ndim != 4}
+    adamw = torch.optim.AdamW(
+        [
+            {"params": [others["norm1.weight"]], "weight_decay": 0.0, "lr_factor": 1.0},
+            {"params": [others["norm1.bias"]], "weight_decay": 0.0, "lr_factor": 4.0},
+            {"params": [others["fc.weight"]], "weight_decay": weight_decay, "lr_factor": 1.0},
+            {"params": [others["fc.bias"]], "weight_decay": 0.0, "lr_factor": 1.0},
+        ],
+        betas=(0.9, 0.999),
+    )
+    filters = {name: p for name, p in reference.named_parameters() if p.ndim == 4}
+    matrices = {name: nn.Parameter(as_matrix(p)) for name, p in filters.items()}
+    muon = torch.optim.Muon(matrices.values(), weight_decay=weight_decay, momentum=0.9, adjust_lr_fn="match_rms_adamw")
+    for step in range(4):
+        rate = 0.01 * (step + 1)
+        for group in muon.param_groups:
+            group["lr"] = rate
+        set_learning_rate(adamw, rate)
+        set_learning_rate(ours, rate)
+        set_gradients(model, step)
+        set_gradients(reference, step)
+        for name, matrix in matrices.items():
+            matrix.grad = as_matrix(filters[name].grad)
+        for optimizer in (ours, adamw, muon):
+            optimizer.step()
+        for name, parameter in model.named_parameters():
+            if name in others:
+                assert torch.equal(parameter, others[name]), name
+            elif channels_last:  # the columns lie in another order, so that bfloat16 sums round otherwise
+                torch.testing.assert_close(as_matrix(parameter), matrices[name].detach(), rtol=0, atol=0.02 * rate)
+            else:
+                assert torch.equal(as_matrix(parameter), matrices[name]), name
+
+
+def test_muon_does_the_same_in_both_memory_layouts():
+    """Up to the rounding of its bfloat16 products, over a whole training step by step."""
+    models = [small_model(channels_last) for channels_last in (False, True)]
+    optimizers = [create_optimizer("muon", model, weight_decay=0.1) for model in models]
+    travelled = [copy.deepcopy(model.state_dict()) for model in models]
+    for model, optimizer in zip(models, optimizers, strict=True):
+        for step in range(5):
+            set_learning_rate(optimizer, 0.01)
+            set_gradients(model, step)
+            optimizer.step()
+    assert models[1].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not models[1].conv1.weight.is_contiguous()
+    for name in ("conv1.weight", "conv2.weight"):
+        one, other = (model.state_dict()[name] - start[name] for model, start in zip(models, travelled, strict=True))
+        assert (one - other).norm() < 0.02 * one.norm()
+    assert torch.equal(models[0].fc.weight, models[1].fc.weight)
+
+
+def test_muon_takes_gradients_in_any_layout():
+    """Where DDP or a kernel lays them out otherwise than the parameter."""
+    updates = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        model = small_model(channels_last=True)
+        optimizer = create_optimizer("muon", model)
+        set_learning_rate(optimizer, 0.01)
+        set_gradients(model, 0)
+        for parameter in (model.conv1.weight, model.conv2.weight):
+            parameter.grad = parameter.grad.contiguous(memory_format=layout)
+        optimizer.step()
+        updates.append(copy.deepcopy(model.state_dict()))
+    assert all(torch.equal(value, updates[1][name]) for name, value in updates[0].items())
+
+
+def test_muon_leaves_a_filter_without_a_gradient_alone():
+    model = small_model()
+    optimizer = create_optimizer("muon", model, weight_decay=0.1)
+    set_gradients(model, 0)
+    set_learning_rate(optimizer, 0.01)
+    optimizer.step()
+    before = copy.deepcopy(model.state_dict())
+    set_gradients(model, 1)
+    model.conv1.weight.grad = model.fc.bias.grad = None
+    optimizer.step()
+    assert torch.equal(model.conv1.weight, before["conv1.weight"])
+    assert torch.equal(model.fc.bias, before["fc.bias"])
+    assert not torch.equal(model.conv2.weight, before["conv2.weight"])
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(4, 3), nn.Conv2d(3, 4, 3, bias=False)])
+def test_muon_takes_models_with_filters_only_or_without_any(layer):
+    model = copy.deepcopy(layer)
+    moved = muon_step(model, 0.01)
+    assert all(update.abs().min() > 0 for update in moved.values())
+
+
+def test_muon_state_is_one_momentum_for_filters_and_adamws_for_the_rest():
+    model = small_model(channels_last=True)
+    optimizer = create_optimizer("muon", model)
+    train(model, optimizer, range(1))
+    tensors = optimizer_tensors(optimizer, model)
+    filters = {"conv1.weight", "conv2.weight"}
+    others = {name for name, _ in model.named_parameters()} - filters
+    assert tensors.keys() == {f"{name}/momentum_buffer" for name in filters} | {
+        f"{name}/{key}" for name in others for key in ("exp_avg", "exp_avg_sq", "step")
+    }
+    assert tensors["conv1.weight/momentum_buffer"].shape == (16, 3, 3, 3)
+
+
+def test_muon_momentum_matters():
+    """That the state is restored bit for bit is worth something."""
+    model = small_model()
+    optimizer = create_optimizer("muon", model)
+    train(model, optimizer, range(2))
+    other = copy.deepcopy(model)
+    train(model, optimizer, range(2, 3))
+    train(other, create_optimizer("muon", other), range(2, 3))
+    assert not torch.equal(model.conv1.weight, other.conv1.weight)
+    assert not torch.equal(model.fc.weight, other.fc.weight)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+@pytest.mark.parametrize("restored", [False, True])
+def test_accelerate_changes_nothing(name, restored):
+    """prepare() loads the optimizer's own state_dict into it, which puts new groups and a new state in their place."""
+    from accelerate import Accelerator
+
+    plain, wrapped = small_model(), small_model()
+    plain_optimizer, optimizer = (create_optimizer(name, model, weight_decay=0.1) for model in (plain, wrapped))
+    if restored:
+        train(plain, plain_optimizer, range(2))
+        wrapped.load_state_dict(plain.state_dict())
+        load_optimizer_tensors(optimizer, wrapped, optimizer_tensors(plain_optimizer, plain))
+    prepared_model, prepared = Accelerator(cpu=True).prepare(wrapped, optimizer)
+    train(plain, plain_optimizer, range(2, 5))
+    train(prepared_model, prepared, range(2, 5))
+    assert all(torch.equal(value, wrapped.state_dict()[key]) for key, value in plain.state_dict().items())
+    ours, theirs = optimizer_tensors(prepared, wrapped), optimizer_tensors(plain_optimizer, plain)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_state_dict_of_muon_can_be_loaded():
+    first, second = small_model(), small_model()
+    ours, theirs = (create_optimizer("muon", model) for model in (first, second))
+    train(first, ours, range(2))
+    second.load_state_dict(first.state_dict())
+    theirs.load_state_dict(copy.deepcopy(ours.state_dict()))
+    for model, optimizer in ((first, ours), (second, theirs)):
+        train(model, optimizer, range(2, 4))
+    assert all(torch.equal(value, second.state_dict()[key]) for key, value in first.state_dict().items())
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_loss_goes_down(name, channels_last):
+    """32 images of noise are learned by heart."""
+    model = small_model(channels_last).train()
+    optimizer = create_optimizer(name, model, momentum=0.9)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(32, 3, 8, 8, generator=generator)
+    labels = torch.randint(10, (32,), generator=generator)
+    losses = []
+    for _ in range(40):
+        set_learning_rate(optimizer, 0.01)
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+    assert sum(after < before for before, after in pairwise(losses)) > 30
+
+
+def test_torch_without_muon_is_a_clear_error(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(UserError, match=r"^optimizer: muon needs torch 2\.9 or later; this is \d"):
+        create_optimizer("muon", small_model())
+    create_optimizer("adamw", small_model())
