@@ -83,20 +83,19 @@ def _header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
 def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
     """The stored array, or None if there is none or it is damaged.
 
-    The file is not parsed: its header must be, byte for byte, the one that was written, and its size must fit.
+    The file is not parsed: its header must be, byte for byte, the one that was written.
     """
-    item_size = dtype.itemsize * math.prod(shape[1:])
     try:
         if not path.is_file():  # a pipe would be waited on
             return None
-        size = path.stat().st_size
         if shape[0] < 0:
-            shape = ((size - HEADER_SIZE) // item_size, *shape[1:])
+            item_size = dtype.itemsize * math.prod(shape[1:])
+            shape = ((path.stat().st_size - HEADER_SIZE) // item_size, *shape[1:])
         with open(path, "rb") as file:
-            if size != HEADER_SIZE + shape[0] * item_size or file.read(HEADER_SIZE) != _header(shape, dtype):
+            if file.read(HEADER_SIZE) != _header(shape, dtype):
                 return None
             mapped = np.memmap(file, dtype, "c", HEADER_SIZE, shape)
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # a file that is too short for its header is a ValueError
         return None
     return np.asarray(mapped)  # as a plain array: indexing a memmap costs more
 

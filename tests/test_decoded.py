@@ -365,3 +365,19 @@ def test_cifar_that_changed_after_its_first_start_is_refused(tmp_path, monkeypat
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=f"does not hold {name}"):
         load_dataset(name, tmp_path)
+
+
+@pytest.mark.parametrize("of", ["images", "labels", "classes"])
+@pytest.mark.parametrize("damage", [DAMAGES["empty"], DAMAGES["truncated"], DAMAGES["text"]])
+def test_damaged_store_of_cifar_is_made_again(tmp_path, monkeypatch, of, damage):
+    cifar_archive(data.datasets._cifar_class("cifar10"), tmp_path, monkeypatch)
+    data.datasets.download("cifar10", tmp_path)
+    first = load_dataset("cifar10", tmp_path)
+    path = next((tmp_path / ".decoded").glob(f"cifar10-train-{of}-*"))
+    damaged = damage(path.read_bytes())
+    path.unlink()  # `first` has mapped it
+    path.write_bytes(damaged)
+    second = load_dataset("cifar10", tmp_path)
+    assert (second.train.images == first.train.images).all()
+    assert (second.train.labels == first.train.labels).all()
+    assert second.class_names == first.class_names
