@@ -131,7 +131,7 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
     images = 0
     while state.step < final:
         batch, rate = next(batches), run.learning_rate()
-        with fresh_statistics(run.model, begin=state.step == run.phase().first_step > 0):
+        with fresh_statistics(run.model, begin=state.step == run.next_phase.first_step > 0):
             run.window.add(*train_step(run, batch, rate), batch.count)
         state.step += 1
         run.update_averages()
@@ -171,10 +171,10 @@ def train_step(run: Run, batch: Batch, rate: float) -> tuple[Tensor, Tensor]:
     """
     accelerator, config = run.accelerator, run.config
     set_learning_rate(run.optimizer, rate)
-    inputs = to_input(batch.images, run.mean, run.std, config.channels_last, run.phase().size)
+    inputs = to_input(batch.images, run.mean, run.std, config.channels_last, run.next_phase.size)
     targets = batch.labels.to(accelerator.device, non_blocking=True)
     if run.mixing:
-        inputs, targets = run.mixing(inputs, targets, _derived_seed(config.seed, run.state.step))
+        inputs, targets = run.mixing(inputs, targets, _derived_seed(config.seed, run.state.step, 0, 1))
     torch.manual_seed(_derived_seed(config.seed, run.state.step, accelerator.process_index))
     world_size = accelerator.num_processes
     pieces = micro_batches(inputs, targets, batch.count, batch.global_count, run.micro_batch_size, world_size)
@@ -220,8 +220,8 @@ def evaluate_epoch(run: Run, stop: StopRequest, started: float) -> Scores:
         run.directory.log(
             "validation", state.step, epoch, validation.loss, validation.accuracy, **run.logged_resolution()
         )
-        if state.best_accuracy is None or validation.accuracy > state.best_accuracy:
-            state.best_accuracy = validation.accuracy
+        if state.best_step <= run.last_phase.first_step or validation.accuracy > state.best_accuracy:
+            state.best_accuracy, state.best_step = validation.accuracy, state.step
             run.best = {name: tensor.detach().cpu().clone() for name, tensor in run.reported.state_dict().items()}
     run.directory.log("test", state.step, epoch, test.loss, test.accuracy, **run.logged_resolution())
     train_loss, train_accuracy, _ = run.epoch_sums.mean(run.accelerator)

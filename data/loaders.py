@@ -155,6 +155,8 @@ class DeviceLoader:
         """Yields this rank's part of each step of an epoch, from first_step on."""
         choices = self.augmentation.draw(epoch, self.steps.count).to(self.device, non_blocking=True)
         parts = list(self.steps.positions(epoch, first_step))
+        if not parts:
+            return
         sizes = [len(part) for part in parts]
         positions = torch.from_numpy(np.concatenate(parts)).to(self.device, non_blocking=True)
         for step, mine in enumerate(positions.split(sizes), first_step):

@@ -43,7 +43,7 @@ class TensorAugmentation:
 
     def _generator(self, epoch: int, stream: int) -> np.random.Generator:
         """One stream for each choice: an image's draw does not depend on how many there are."""
-        return np.random.default_rng([self.seed, epoch, stream])
+        return np.random.default_rng([self.seed, epoch, 1 + stream])  # 0 at the end would be the stream of the order
 
     def __call__(self, images: Tensor, choices: Tensor) -> Tensor:
         """Augments images by the rows of `draw` that belong to them, on the same device."""

@@ -190,10 +190,7 @@ def test_resume_inside_an_epoch_gives_the_remaining_batches(kind, num_workers):
             assert torch.equal(ours.labels, theirs.labels)
 
 
-NO_PARTS = pytest.mark.xfail(strict=True, raises=ValueError, reason="DeviceLoader concatenates a list without parts")
-
-
-@pytest.mark.parametrize("kind", [TrainLoader, pytest.param(DeviceLoader, marks=NO_PARTS)])
+@pytest.mark.parametrize("kind", [TrainLoader, DeviceLoader])
 def test_nothing_is_left_after_the_last_step(kind):
     assert list(loader(numbered(50), 8, kind=kind).epoch(2, 7)) == []
 

@@ -66,6 +66,7 @@ class Lookahead(Average):
         """To be called after every optimizer step, with the number of finished ones; changes `model` in place."""
         if step % self.every and step < total_steps:
             return
-        keep = self.decay**self.every * (step / total_steps) ** 3 if step < total_steps else 1.0
+        due = step % self.every == 0
+        keep = self.decay**self.every * (step / total_steps) ** 3 if due else 1.0
         self._pull(model, keep)
         model.load_state_dict(self.model.state_dict())

@@ -19,7 +19,9 @@ class Mixing:
         from torchvision.transforms import v2
 
         kinds = [(v2.MixUp, mixup), (v2.CutMix, cutmix)]
-        self._mix = v2.RandomChoice([kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds if alpha > 0])
+        self._mix = v2.RandomChoice(
+            [kind(alpha=float(alpha), num_classes=num_classes) for kind, alpha in kinds if alpha > 0]
+        )
 
     def __call__(self, inputs: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Images (n + 1, 3, H, W) with labels (n + 1,), the partner of the first in front, as the n mixed images and

@@ -66,13 +66,15 @@ class Muon(Optimizer):
             else:
                 optimizer.state = self.state
             optimizer.step()
+        for matrix in self._matrices.values():
+            matrix.grad = None
 
     def _show_filters(self) -> None:
         """Gradients and momenta of the filters as matrices; the momenta live in this optimizer's state."""
         for parameter, matrix in self._matrices.items():
-            matrix.grad = None
             if parameter.grad is None:
                 continue
+            matrix.data = _matrix(parameter.detach(), like=parameter)
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
             matrix.grad = _matrix(parameter.grad, like=parameter)

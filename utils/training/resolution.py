@@ -68,7 +68,8 @@ def fresh_statistics(model: nn.Module, begin: bool) -> Iterator[None]:
     layers = [module for module in model.modules() if hasattr(module, "running_mean")] if begin else []
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
-        layer.momentum = 1.0
+        layer.reset_running_stats()
+        layer.momentum = None  # torch's plain mean over all that follows: over all micro-batches of the step
     try:
         yield
     finally:

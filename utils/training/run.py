@@ -124,7 +124,7 @@ class Run:
             data.image_size,
             data.mean,
             data.std,
-            phase_at(self.phases, self.state.step - 1).size,
+            self.last_phase.size,
             config.tta,
         )
 
@@ -134,9 +134,15 @@ class Run:
         factor = learning_rate_factor(config.schedule, self.state.step, self.total_steps, config.warmup_fraction)
         return self.state.learning_rate * factor
 
-    def phase(self) -> Phase:
+    @property
+    def next_phase(self) -> Phase:
         """The phase of the next step."""
         return phase_at(self.phases, self.state.step)
+
+    @property
+    def last_phase(self) -> Phase:
+        """The phase of the last finished step."""
+        return phase_at(self.phases, self.state.step - 1)
 
     def update_averages(self) -> None:
         """Takes the weights after an optimizer step, the last of state.step, into their averages."""
@@ -144,7 +150,7 @@ class Run:
         if self.lookahead:
             self.lookahead.update(self.model, step, self.total_steps)
         if self.ema:  # anew with every phase, whose norm statistics are other ones
-            self.ema.update(self.model, step - 1 - phase_at(self.phases, step - 1).first_step)
+            self.ema.update(self.model, step - 1 - self.last_phase.first_step)
 
     def evaluate(self, split: Split, between_batches: Callable[[], None] = lambda: None, tta: str = "none") -> Scores:
         """Scores of the reported model as it is, over exactly the images of a split, at its training resolution."""

@@ -45,7 +45,8 @@ class TrainState:
         evaluated_step: the step after which the last evaluation was made.
         learning_rate: the peak rate (of the range test where `lr` is auto).
         train_seconds: spent in training steps, over all resumes.
-        best_accuracy: highest validation accuracy so far, where there is a validation split.
+        best_accuracy: highest validation accuracy so far, where there is a validation split, and the step it was
+            reached at. Accuracies on images of another size do not compete.
         metrics_size: bytes of metrics.jsonl that belong to this state.
         window: each rank's sums of loss, hits and images since the last training line.
         epoch_sums: the same over the epoch up to that line.
@@ -57,6 +58,7 @@ class TrainState:
     learning_rate: float = 0.0
     train_seconds: float = 0.0
     best_accuracy: float | None = None
+    best_step: int = 0
     metrics_size: int = 0
     window: list[list[float]] = field(default_factory=list)
     epoch_sums: list[list[float]] = field(default_factory=list)
