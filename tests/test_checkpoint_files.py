@@ -316,7 +316,7 @@ def change_config(folder: Path, **changes) -> None:
 
 def test_newer_format_is_refused(model_folder):
     change_config(model_folder, format_version=FORMAT_VERSION + 1)
-    with pytest.raises(UserError, match=r"config\.json: format version 2 is newer than this program's 1"):
+    with pytest.raises(UserError, match=r"config\.json: format version \d+ is newer than this program's"):
         load_model(model_folder)
 
 

@@ -12,16 +12,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from data.datasets import load_dataset, load_split
+from data.loaders import to_input
 from tests.conftest import ROOT
 from tests.processes import run, start, tiny_config, train_script
 from tests.test_resume import join, logged_steps, wait_for
 from train_accelerate import main
 from utils.checkpoint import list_checkpoints, load_model
-from utils.config import TrainConfig, load_config
+from utils.config import AnalyzeConfig, TrainConfig, load_config
+from utils.launcher import available_cores
 from utils.training.lr_finder import range_test
 
 
@@ -93,9 +99,6 @@ def test_config_yaml_repeats_the_run(finished, tmp_path):
 
 
 def test_exported_model_predicts_as_the_summary_says(finished):
-    from data.datasets import load_split
-    from data.loaders import to_input
-
     folder, summary, _ = finished
     model, config = load_model(folder / "model")
     test, names = load_split("digits", "", "test", config.image_size)
@@ -152,6 +155,97 @@ def test_best_validation_epoch_is_the_reported_model(tmp_path):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["best_validation_accuracy"] == scores["validation"][best]
     assert summary["test_accuracy"] == scores["test"][best]
+
+
+PROGRESSIVE = {"resolution": "8@0.3,12@0.6,16", "batch_size": 16, "log_every_steps": 10}  # 90 steps an epoch
+
+
+def test_progressive_resolution_says_the_size_and_ends_with_statistics_of_full_images(tmp_path):
+    assert run(train_script, tiny_config(tmp_path / "run", **PROGRESSIVE)) == [0]
+    lines = rows(tmp_path / "run")
+    assert all(line["resolution"] == (8 if line["step"] <= 81 else 12 if line["step"] <= 162 else 16)
+               for line in lines if line["split"] == "test" or line["step"] % 10 == 0)  # fmt: skip
+    model, config = load_model(tmp_path / "run" / "model")
+    assert (config.resolution, config.image_size) == (16, 16)
+
+    found = {name: value.clone() for name, value in model.named_buffers() if name.endswith("running_var")}
+    images = load_dataset("digits", "", 16).train.images
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.momentum = None  # a plain mean over all batches
+    model.train()
+    with torch.no_grad():
+        for block in torch.from_numpy(images).split(16):
+            model(to_input(block, torch.tensor(config.mean), torch.tensor(config.std)))
+    exact = dict(model.named_buffers())
+    ratios = torch.cat([value / exact[name] for name, value in found.items()])
+    assert 0.8 < ratios.median() < 1.25
+
+
+def test_run_that_ends_on_small_images_is_analysed_on_small_images(tmp_path):
+    from analyze import main as analyze
+
+    config = tiny_config(tmp_path / "run", **PROGRESSIVE, max_steps=70, tta="flip")
+    assert run(train_script, config) == [0]
+    _, model_config = load_model(tmp_path / "run" / "model")
+    assert (model_config.resolution, model_config.image_size, model_config.tta) == (8, 16, "flip")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert rows(tmp_path / "run")[-1]["accuracy"] == summary["test_accuracy_without_tta"]
+    assert analyze(AnalyzeConfig(run=str(tmp_path / "run")))["accuracy"] == summary["test_accuracy"]
+    assert summary["test_accuracy"] != summary["test_accuracy_without_tta"]
+
+
+def test_ema_is_what_is_evaluated_and_exported(tmp_path):
+    assert run(train_script, tiny_config(tmp_path / "run", ema_decay=0.9, epochs=2)) == [0]
+    last = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    exported = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    averaged, trained = load_file(last / "model.safetensors"), load_file(last / "unaveraged.safetensors")
+    assert all(torch.equal(exported[name], averaged[name]) for name in exported)
+    assert not torch.equal(averaged["conv1.weight"], trained["conv1.weight"])
+
+
+@pytest.mark.parametrize(("backend", "chosen"), [("auto", "tensor"), ("tensor", "tensor"), ("albumentations",) * 2])
+def test_backend_is_chosen_once_and_kept(tmp_path, backend, chosen):
+    folder = tmp_path / "run"
+    assert run(train_script, tiny_config(folder, augment_backend=backend, max_steps=2)) == [0]
+    assert load_config(TrainConfig, folder / "config.yaml").augment_backend == chosen
+    assert run(train_script, tiny_config(folder, augment_backend="auto", max_steps=4)) == [0]
+    assert load_config(TrainConfig, folder / "config.yaml").augment_backend == chosen
+    other = "tensor" if chosen == "albumentations" else "albumentations"
+    log = tmp_path / "log"
+    assert run(train_script, tiny_config(folder, augment_backend=other, max_steps=6), log=log) == [2]
+    assert f"error: augment_backend: {other} differs from {chosen}" in log.read_text()
+
+
+def test_images_that_stay_on_disk_are_augmented_one_by_one(tmp_path):
+    for split in ("train", "test"):
+        for label in range(2):
+            folder = tmp_path / "images" / split / str(label)
+            folder.mkdir(parents=True)
+            for position in range(4):
+                Image.fromarray(np.full((16, 16, 3), 40 * position, np.uint8)).save(folder / f"{position}.png")
+    changes = {"dataset": "imagefolder", "data_dir": str(tmp_path / "images"), "memory_fraction": 0.0, "max_steps": 1}
+    assert run(train_script, tiny_config(tmp_path / "auto", **changes)) == [0]
+    assert load_config(TrainConfig, tmp_path / "auto" / "config.yaml").augment_backend == "albumentations"
+    log = tmp_path / "log"
+    config = tiny_config(tmp_path / "tensor", **changes, augment_backend="tensor")
+    assert run(train_script, config, log=log) == [2]
+    assert "error: augment_backend: tensor needs the images in memory" in log.read_text()
+
+
+def test_loader_workers_take_their_cores_from_the_training(tmp_path):
+    changes = {"augment_backend": "albumentations", "max_steps": 1}
+    for workers, threads in ((0, available_cores()), (1, max(1, available_cores() - 1))):
+        folder = tmp_path / str(workers)
+        assert run(train_script, tiny_config(folder, **changes, num_workers=workers)) == [0]
+        assert json.loads((folder / "environment.json").read_text())["threads"] == threads
+
+
+def test_plan_that_ends_at_another_size_is_refused(tmp_path):
+    log = tmp_path / "log"
+    assert run(train_script, tiny_config(tmp_path / "run", resolution="8@0.5,12"), log=log) == [2]
+    assert "error: resolution: '8@0.5,12' is not allowed; it must end at the size of the images, 16" in log.read_text()
 
 
 def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
