@@ -66,6 +66,22 @@ class ImageFiles:
         return available_cores() if sum(sizes) >= THREADS_PAY_FROM * len(sizes) else 1
 
 
+class Selected:
+    """Some images of an array that stays whole, where all processes of the machine share it.
+
+    Position i is array[indices[i]]; a slice or an array of positions gives a copy of those images.
+    """
+
+    def __init__(self, array: np.ndarray, indices: np.ndarray):
+        self.array, self.indices = array, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray:
+        return self.array[self.indices[index]]
+
+
 @dataclass(frozen=True)
 class Split:
     """Part of a data set: `images` (uint8, RGB, HWC) and `labels` (int64, one per image)."""
@@ -77,11 +93,22 @@ class Split:
         return len(self.labels)
 
     def subset(self, indices: np.ndarray) -> "Split":
-        if isinstance(self.images, ImageFiles):
-            images: Images = ImageFiles([self.images.paths[index] for index in indices], self.images.size)
+        images = self.images
+        if isinstance(images, ImageFiles):
+            chosen: Images = ImageFiles([images.paths[index] for index in indices], images.size)
+        elif isinstance(images, Selected):
+            chosen = Selected(images.array, images.indices[indices])
         else:
-            images = self.images[indices]  # type: ignore[index]
-        return Split(images, self.labels[indices])
+            chosen = Selected(images, indices)
+        return Split(chosen, self.labels[indices])
+
+    def in_memory(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The array that has the images, (n, size, size, 3), and their positions in it; None if they are on disk."""
+        if isinstance(self.images, ImageFiles):
+            return None
+        if isinstance(self.images, Selected):
+            return self.images.array, self.images.indices
+        return self.images, np.arange(len(self.images))
 
 
 @dataclass(frozen=True)
@@ -164,7 +191,7 @@ def channel_statistics(images: Images) -> tuple[tuple[float, float, float], tupl
 def _blocks(images: Images, pixels: int = 2_000_000):
     """Arrays of as many images as have about `pixels` pixels."""
     size = max(1, pixels // images[0][..., 0].size)
-    if isinstance(images, np.ndarray):
+    if not isinstance(images, ImageFiles):
         yield from (images[start : start + size] for start in range(0, len(images), size))
         return
     chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), STATISTICS_SAMPLE)).astype(int))

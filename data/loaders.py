@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from data.augmentation import Augmentation
-from data.datasets import Split
+from data.datasets import ImageFiles, Split
 from data.tensor_augmentation import TensorAugmentation
 
 
@@ -82,7 +82,7 @@ class _Images(TorchDataset):
     def __getitems__(self, key: tuple[int, np.ndarray]) -> tuple[Tensor, Tensor]:
         epoch, positions = key
         images, labels = self.split.images, self.split.labels[positions]
-        if self.augmentation is None and isinstance(images, np.ndarray):
+        if self.augmentation is None and not isinstance(images, ImageFiles):
             return torch.from_numpy(images[positions]), torch.from_numpy(labels)
         batch = [images[position] for position in positions]
         if self.augmentation is not None:
@@ -148,7 +148,8 @@ class DeviceLoader:
 
     def __init__(self, split: Split, augmentation: TensorAugmentation, steps: Steps, device: torch.device):
         self.steps, self.augmentation, self.device = steps, augmentation, device
-        self.images = torch.from_numpy(split.images).to(device)
+        images, places = split.in_memory()
+        self.images, self.places = torch.from_numpy(images).to(device), torch.from_numpy(places).to(device)
         self.labels = torch.from_numpy(split.labels).to(device)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
@@ -160,7 +161,7 @@ class DeviceLoader:
         sizes = [len(part) for part in parts]
         positions = torch.from_numpy(np.concatenate(parts)).to(self.device, non_blocking=True)
         for step, mine in enumerate(positions.split(sizes), first_step):
-            images = self.augmentation(self.images.index_select(0, mine), choices.index_select(0, mine))
+            images = self.augmentation(self.images.index_select(0, self.places[mine]), choices.index_select(0, mine))
             yield self.steps.batch(step, images, self.labels.index_select(0, mine))
 
 

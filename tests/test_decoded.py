@@ -215,6 +215,15 @@ def test_the_file_of_the_faster_process_stays(tmp_path):
     assert [path.stat().st_ino for path in (tmp_path / ".decoded").iterdir()] == [decode_while_another_does.inode]
 
 
+def test_validation_split_copies_no_image(root):
+    data = load(root, validation_fraction=0.25)
+    assert data.train.images.array is data.validation.images.array
+    assert (data.validation.images[:] == from_files(root, "train")[data.validation.images.indices]).all()
+    again = data.train.subset(np.array([4, 1]))
+    assert (again.images[:] == data.train.images[np.array([4, 1])]).all()
+    assert again.images.array is data.train.images.array
+
+
 @pytest.mark.filterwarnings("error")
 def test_what_is_written_to_an_image_stays_in_the_process(root):
     images = load(root).train.images

@@ -42,15 +42,15 @@ def choose_backend(config: TrainConfig, saved: str | None, split: Split, acceler
     the images are not in memory.
     """
     wanted = saved or "auto" if config.augment_backend == "auto" else config.augment_backend
-    in_memory = isinstance(split.images, np.ndarray)
-    if wanted == "tensor" and not in_memory:
+    in_memory = split.in_memory()
+    if wanted == "tensor" and in_memory is None:
         raise UserError(
             f"augment_backend: tensor needs the images in memory, and these take more than memory_fraction "
             f"({config.memory_fraction:g}) of it; use auto or albumentations"
         )
     if wanted != "auto":
         return wanted
-    fits = in_memory and _device_holds(split.images.nbytes, accelerator.device, config.memory_fraction)
+    fits = in_memory is not None and _device_holds(in_memory[0].nbytes, accelerator.device, config.memory_fraction)
     everywhere = accelerator.gather(torch.tensor([fits], device=accelerator.device)).all()
     return "tensor" if everywhere else "albumentations"
 
