@@ -225,6 +225,8 @@ def ratios(
     suite_name = f"tensor_{settings.processes[0]}"
     names = [f"{backend}_{processes}" for processes, backend in itertools.product(settings.processes, BACKENDS)]
     pairs = [(name, "bare", 1.0) for name in names]
+    base, *more = settings.processes
+    pairs += [(f"{backend}_{count}", f"{backend}_{base}", 1.0) for count, backend in itertools.product(more, BACKENDS)]
     pairs += [(name, "matrix_product", flops) for name in ("bare", suite_name)]
     pairs += [(name, "peer", 1.0) for name in (f"{suite_name}_batch_{PEER_BATCH}", suite_name)]
     for first, second, factor in pairs:

@@ -6,6 +6,7 @@ generator per pipeline, which repeats itself across workers and epochs; it is th
 
 import os
 import random
+from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it would ask the package index for its version
 
@@ -50,7 +51,7 @@ class Augmentation:
         if horizontal_flip == "random":
             steps.append(A.HorizontalFlip(p=0.5))
         if cutout:
-            steps += _cutout(image_size, cutout, tuple(round(255 * value) for value in fill))
+            steps.append(CutOut(cutout, tuple(round(255 * value) for value in fill)))
         self.pipeline = A.Compose(steps)
         self.alternating = horizontal_flip == "alternating"
         self.seed = seed
@@ -69,18 +70,27 @@ def _coin(seed: int, index: int) -> int:
     return int(np.random.SeedSequence([seed, index]).generate_state(1)[0] & 1)
 
 
-def _cutout(image_size: int, side: int, fill: tuple[float, ...]) -> list[A.BasicTransform]:
-    """A square whose centre is uniform over the image's pixels.
+class CutOut(A.ImageOnlyTransform):
+    """Fills a square whose centre is uniform over the image's pixels and which hangs over the border there.
 
-    CoarseDropout keeps its hole inside the image, so the image is padded by half the square, holed and cropped back:
-    the hole's corner is then uniform over image_size positions from -side // 2, as in the paper.
+    albumentations' CoarseDropout keeps its hole inside the image: it would always erase the whole square, and the
+    centre of the image three times as often as the paper.
+
+    Args:
+        side: of the square in pixels.
+        fill: value per channel, on a scale of 0 to 255.
     """
-    before, after = side // 2, side - side // 2 - 1
-    hole = A.CoarseDropout(
-        num_holes_range=(1, 1), hole_height_range=(side, side), hole_width_range=(side, side), fill=fill, p=1.0
-    )
-    return [
-        A.Pad(padding=(before, before, after, after), fill=0),
-        hole,
-        A.Crop(x_min=before, y_min=before, x_max=before + image_size, y_max=before + image_size),
-    ]
+
+    def __init__(self, side: int, fill: tuple[int, ...]):
+        super().__init__(p=1.0)
+        self.side, self.fill = side, fill
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        height, width = params["shape"][:2]
+        return {"row": self.py_random.randrange(height), "column": self.py_random.randrange(width)}
+
+    def apply(self, img: np.ndarray, row: int, column: int, **_: Any) -> np.ndarray:
+        top, left = row - self.side // 2, column - self.side // 2
+        image = img.copy()
+        image[max(top, 0) : top + self.side, max(left, 0) : left + self.side] = self.fill
+        return image
