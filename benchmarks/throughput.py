@@ -343,15 +343,18 @@ class Launch:
         if self.process.returncode is None:
             self.end()
 
-    def training_lines(self, enough: Callable[[list[dict]], bool]) -> list[dict]:
-        """The training lines of metrics.jsonl, as soon as they are enough; RuntimeError where they never are."""
+    def training_lines(self, enough: Callable[[list[dict]], bool], every: float = 1.0) -> list[dict]:
+        """The training lines of metrics.jsonl, as soon as they are enough; RuntimeError where they never are.
+
+        Looks `every` so many seconds: each look takes time from the training.
+        """
         while time.perf_counter() < self.started + LIMIT:
             lines = self._lines()
             if enough(lines):
                 return lines
             if self.process.poll() is not None:
                 raise RuntimeError(f"training ended early: {self.log.read_text()[-2000:]}")
-            time.sleep(0.02)
+            time.sleep(every)
         raise RuntimeError(f"training gave too few lines within {LIMIT:.0f} s: {self.log.read_text()[-2000:]}")
 
     def _lines(self) -> list[dict]:
@@ -412,7 +415,7 @@ def start_up(settings: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Seconds from `accelerate launch` to the begin and the end of the first step, the second time; and of --help."""
     for _ in range(1 if settings.quick else 2):  # the first may have the libraries and the data still to read from disk
         with Launch(settings, folder, batch_size=32, max_steps=1, log_every_steps=1) as launch:
-            line = launch.training_lines(bool)[0]
+            line = launch.training_lines(bool, every=0.02)[0]
             finished = time.perf_counter() - launch.started
     begun = finished - line["images"] / line["images_per_second"]
     command = partial(subprocess.run, [sys.executable, "train_accelerate.py", "--help"], cwd=ROOT, capture_output=True)
