@@ -29,8 +29,9 @@ demo: $(INSTALLED)
 		train_accelerate.py --config recipes/digits.yaml
 	$(BIN)/python analyze.py runs/digits
 
+# A file of tests on each core, at most eight at once.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

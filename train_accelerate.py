@@ -32,6 +32,7 @@ from models import create_model
 from utils.checkpoint import export_model
 from utils.errors import Interrupted, run_script, together
 from utils.metrics import RunningMean, Scores
+from utils.resolution import fresh_statistics
 from utils.rundir import RunDirectory
 from utils.runtime import create_accelerator
 from utils.tracking import configured_trackers
@@ -40,7 +41,6 @@ from utils.training.lr_finder import range_test, write_range_test
 from utils.training.micro_batch import fit_micro_batch_size, micro_batches
 from utils.training.optimizers import create_optimizer, set_learning_rate
 from utils.training.preemption import StopRequest
-from utils.training.resolution import fresh_statistics
 from utils.training.run import Run
 from utils.training.state import FILES, saved_option
 
@@ -86,7 +86,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Run:
 
         torch.manual_seed(config.seed)
         model = create_model(config.model, len(data.class_names), norm=config.norm, width=config.width)
-        if hasattr(model, "initialise_from"):
+        if hasattr(model, "initialise_from") and not files:
             mean, std = torch.tensor(data.mean), torch.tensor(data.std)
             model.initialise_from(to_input(sample_images(data.train, 5000), mean, std))
         model = model.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)

@@ -11,16 +11,16 @@ from torch.nn import functional as F
 
 from data.loaders import Steps
 from utils.errors import UserError
-from utils.training.averaging import Ema, Lookahead
-from utils.training.micro_batch import Piece, micro_batches
-from utils.training.mixing import Mixing
-from utils.training.resolution import (
+from utils.resolution import (
     Phase,
     fresh_statistics,
     parse_resolution,
     phase_at,
     resolution_phases,
 )
+from utils.training.averaging import Ema, Lookahead
+from utils.training.micro_batch import Piece, micro_batches
+from utils.training.mixing import Mixing
 from utils.tta import TTA, tta_logits
 
 CLASSES = 10

@@ -215,7 +215,7 @@ def test_full_disk_keeps_the_older_checkpoint_and_training_goes_on(unbroken, tmp
     assert text.strip().splitlines()[-1].startswith("error: ")
     assert list_checkpoints(folder / "checkpoints") == before
     assert run(train_script, tiny_config(folder, **OPTIONS)) == [0]
-    assert outcome(folder)["weights"] == outcome(unbroken[1])["weights"]
+    assert outcome(folder)["tensors"] == outcome(unbroken[1])["tensors"]
 
 
 def test_dead_rank_ends_the_others_within_seconds_and_one_line(tmp_path):

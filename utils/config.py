@@ -22,7 +22,7 @@ import yaml
 
 from utils.errors import UserError
 from utils.files import replace_file
-from utils.training.resolution import parse_resolution
+from utils.resolution import parse_resolution
 
 Tracker = Literal["wandb", "tensorboard", "trackio", "none"]
 

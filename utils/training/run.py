@@ -17,10 +17,10 @@ from utils.config import TrainConfig
 from utils.errors import SuiteError
 from utils.evaluation import predict
 from utils.metrics import RunningMean, Scores, score
+from utils.resolution import Phase, phase_at, resolution_phases
 from utils.rundir import RunDirectory
 from utils.training.averaging import Ema, Lookahead
 from utils.training.mixing import Mixing
-from utils.training.resolution import Phase, phase_at, resolution_phases
 from utils.training.schedules import learning_rate_factor
 from utils.training.state import TrainState, pack, unpack
 
