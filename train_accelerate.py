@@ -220,7 +220,9 @@ def evaluate_epoch(run: Run, stop: StopRequest, started: float) -> Scores:
         run.directory.log(
             "validation", state.step, epoch, validation.loss, validation.accuracy, **run.logged_resolution()
         )
-        if state.best_step <= run.last_phase.first_step or validation.accuracy > state.best_accuracy:
+        size_since = run.last_phase.first_step  # accuracies on images of another size do not compete
+        stale = state.best_accuracy is None or (size_since > 0 and state.best_step <= size_since)
+        if stale or validation.accuracy > state.best_accuracy:
             state.best_accuracy, state.best_step = validation.accuracy, state.step
             run.best = {name: tensor.detach().cpu().clone() for name, tensor in run.reported.state_dict().items()}
     run.directory.log("test", state.step, epoch, test.loss, test.accuracy, **run.logged_resolution())
