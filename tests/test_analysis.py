@@ -20,10 +20,19 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 import analyze
 from data.datasets import load_split
 from utils.analysis.calibration import reliability
+from utils.analysis.classes import confusion_matrix_figure
 from utils.analysis.curves import epoch_curves
-from utils.analysis.figures import confusion_matrix_figure, gradcam_figure, misclassified_figure
-from utils.analysis.gradcam import choose_layer, choose_method, class_maps, feature_map_sizes, overlay
-from utils.analysis.misclassified import Example, Mistake, find_mistakes
+from utils.analysis.gradcam import (
+    Example,
+    choose_layer,
+    choose_method,
+    class_maps,
+    feature_map_sizes,
+    gradcam_figure,
+    overlay,
+)
+from utils.analysis.inference import predict_test
+from utils.analysis.misclassified import Mistake, find_mistakes, misclassified_figure
 from utils.analysis.saved_run import open_run, trained_precision
 from utils.analysis.scores import accuracy_interval, most_confused
 from utils.analysis.tracking import track_analysis
@@ -33,9 +42,11 @@ from utils.errors import UserError, run_script
 from utils.runtime import create_accelerator
 
 ROOT = Path(__file__).parents[1]
+FIGURES = ("curves", "lr", "misclassified", "gradcam", "confusion_matrix", "calibration")
 FILES = {
-    *("report.html", "curves.png", "lr.png", "misclassified.png", "gradcam.png", "confusion_matrix.png"),
-    *("calibration.png", "per_class.csv", "model_summary.txt", "predictions.npz", "summary.json"),
+    *(f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")),
+    *("report.html", "per_class.csv", "mistakes.csv", "model_summary.txt", "summary.json"),
+    *("predictions.npz", "predictions.json"),
 }
 KEYS = {
     *("accuracy", "accuracy_interval_95", "count", "loss", "expected_calibration_error", "per_class", "most_confused"),
@@ -158,7 +169,7 @@ def test_a_checkpoint_can_be_analysed(digits_run, tmp_path):
     config = AnalyzeConfig(run=str(oldest), output_dir=str(tmp_path))
     analysis = analyze.set_up(config, create_accelerator())
     assert oldest.name in analysis.run.note
-    predictions = analyze.predict_test(analysis).argmax(1).numpy()
+    predictions = predict_test(analysis).classes
     tested = [json.loads(line) for line in (digits_run / "metrics.jsonl").read_text().splitlines()]
     first = next(row["accuracy"] for row in tested if row["split"] == "test")
     assert (predictions == analysis.test.labels).mean() == first
@@ -321,9 +332,11 @@ def test_most_confused_leaves_out_what_is_right():
 
 
 def test_no_mistakes_and_few_mistakes_are_said():
-    assert "No image" in misclassified_figure([], 0, ["a", "b"]).texts[0].get_text()
-    example = Example(Mistake(0, 0, 1, 0.1, 0.9), np.zeros((8, 8, 3), np.uint8), None, None)
-    assert misclassified_figure([example] * 3, 3, ["a", "b"]).get_suptitle() == "All 3 misclassified images"
+    assert "No image" in misclassified_figure([], [], 0, ["a", "b"]).texts[0].get_text()
+    mistake, image = Mistake(0, 0, 1, 0.1, 0.9), np.zeros((8, 8, 3), np.uint8)
+    assert (
+        misclassified_figure([mistake] * 3, [image] * 3, 3, ["a", "b"]).get_suptitle() == "All 3 misclassified images"
+    )
 
 
 def test_a_confusion_matrix_of_many_classes_has_no_numbers(tmp_path):

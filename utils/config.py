@@ -25,6 +25,8 @@ from utils.files import replace_file
 from utils.resolution import parse_resolution
 
 Tracker = Literal["wandb", "tensorboard", "trackio", "none"]
+QuickSection = Literal["curves", "classes", "gallery", "gradcam", "calibration", "label_issues", "model"]
+SlowSection = Literal["neighbours", "embedding", "robustness"]
 
 
 def option(
@@ -193,13 +195,18 @@ class TrainConfig(Config):
 class AnalyzeConfig(Config):
     """Options of analyze.py."""
 
-    run: str = option("", "input", "run directory")
+    run: str = option("", "input", "run directory, one of its checkpoints, or an exported model")
     data_dir: str | None = option(None, "input", "folder of the data set, if it has moved since training")
+    compare: str | None = option(None, "input", "another run, whose mistakes are set against those of this one")
     output_dir: str | None = option(None, "output", "folder of the results; unset: RUN/analysis")
-    images: int = option(20, "output", "misclassified images in the gallery and with CAM", low=10, high=500)
-    cam_method: str = option("GradCAM", "GradCAM", "a CAM class of the grad-cam library, such as GradCAM or EigenCAM")
+    images: int = option(20, "output", "misclassified images with CAM and in misclassified.png", low=10, high=500)
+    full: bool = option(False, "output", "also the sections that take minutes: neighbours, embedding, robustness")
+    only: list[QuickSection | SlowSection] = option([], "output", "these sections alone, such as curves,gallery")
+    cam_method: str = option(
+        "GradCAM", "GradCAM", "CAM classes of the grad-cam library, such as GradCAM or GradCAM,EigenCAM"
+    )
     cam_layer: str | None = option(
-        None, "GradCAM", "module name; unset: the deepest layer whose feature map is at least 5x5"
+        None, "GradCAM", "module names; unset: the deepest layer whose feature map is at least 5x5"
     )
     num_workers: int = option(0, "hardware", "loader processes", low=0)
     track: bool = option(True, "output", "log the results to the run's W&B run, if it has one")

@@ -1,9 +1,31 @@
 """Learning curves from the lines of metrics.jsonl."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from utils.analysis.figures import COLOURS, new_figure
+from utils.analysis.saved_run import SavedRun
+from utils.analysis.section import Section
+
+LOG_SCALE_FROM = 20.0  # a loss that varies by more is drawn on a log scale
+
+
+def section(run: SavedRun) -> Section:
+    """Loss and accuracy per epoch, the learning rate, and the range test where there was one."""
+    curves = epoch_curves(run.rows)
+    figures = {}
+    if curves:
+        figures = {"curves": curves_figure(curves), "lr": learning_rate_figure(*learning_rates(run.rows))}
+    range_test = run.directory / "lr_finder.png"
+    page = {
+        "last": {split: points[-1] for split, points in curves.items()},
+        "range_test": range_test if range_test.exists() else None,
+    }
+    return Section("curves", page=page, figures=figures)
 
 
 class Point(NamedTuple):
@@ -37,3 +59,41 @@ def learning_rates(rows: Iterable[dict[str, Any]]) -> tuple[list[int], list[floa
     """Optimizer steps and the learning rates they were taken with, at the training lines."""
     pairs = [(row["step"], row["lr"]) for row in rows if row["split"] == "train"]
     return [step for step, _ in pairs], [rate for _, rate in pairs]
+
+
+def curves_figure(curves: dict[str, list[Point]]) -> Figure:
+    """Loss and accuracy per epoch, one line per split."""
+    figure = new_figure(5.4, 5.8)
+    loss, accuracy = figure.subplots(2, sharex=True)
+    for split, points in curves.items():
+        epochs = [point.epoch for point in points]
+        style = {"color": COLOURS[split], "marker": "o", "markersize": 3}
+        loss.plot(epochs, [point.loss for point in points], label=f"{split} ({points[-1].loss:.3f})", **style)
+        accuracy.plot(
+            epochs, [point.accuracy for point in points], label=f"{split} ({points[-1].accuracy:.1%})", **style
+        )
+    losses = [point.loss for points in curves.values() for point in points]
+    if losses and 0 < min(losses) < max(losses) / LOG_SCALE_FROM:
+        loss.set_yscale("log")
+        loss.yaxis.set_major_formatter("{x:g}")
+    loss.set(title="Loss", ylabel="cross-entropy per image" + (", log scale" if loss.get_yscale() == "log" else ""))
+    accuracy.set(title="Accuracy", xlabel="epoch", ylabel="share of images classified right")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
+    accuracy.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    accuracy.set_xlim(0.5, max((point.epoch for points in curves.values() for point in points), default=1) + 0.5)
+    for axes in (loss, accuracy):
+        axes.grid(alpha=0.3)
+        if curves:
+            axes.legend(title="split (last value)")
+    return figure
+
+
+def learning_rate_figure(steps: Sequence[int], rates: Sequence[float]) -> Figure:
+    """The learning rate over the optimizer steps."""
+    figure = new_figure(5.4, 2.9)
+    axes = figure.subplots()
+    axes.plot(steps, rates, color=COLOURS["train"], marker="o" if len(steps) < 100 else "", markersize=3)
+    axes.set(title="Learning rate", xlabel="optimizer step", ylabel="learning rate")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    return figure

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import NamedTuple
 
@@ -10,9 +11,14 @@ import numpy as np
 import pytorch_grad_cam
 import torch
 from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
+from utils.analysis.figures import class_label, hide_axes, message_figure, new_figure
+from utils.analysis.misclassified import Mistake, gallery_title
+from utils.analysis.section import Section
 from utils.errors import UserError
 
 SMALLEST_MAP = 5  # pixels: a coarser feature map cannot say where
@@ -27,6 +33,66 @@ class CamLayer(NamedTuple):
     name: str
     module: nn.Module
     size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Cams:
+    """The methods by name and the layers that are asked for; the first of each explains the mistakes."""
+
+    methods: dict[str, type]
+    layers: list[CamLayer]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A mistake as it is shown: the image as it lies in the data set, and what speaks for either class drawn over it.
+
+    Pictures are uint8, H x W x 3; a map is None where nothing speaks for the class.
+    """
+
+    mistake: Mistake
+    image: np.ndarray
+    predicted_map: np.ndarray | None
+    true_map: np.ndarray | None
+
+
+def section(
+    model: nn.Module,
+    cams: Cams,
+    mistakes: Sequence[Mistake],
+    total: int,
+    images: np.ndarray,
+    inputs: Tensor,
+    class_names: Sequence[str],
+) -> Section:
+    """Maps of the first of `total` mistakes.
+
+    Args:
+        images: of the mistakes, uint8 (N, H, W, 3), as they lie in the data set.
+        inputs: the same as the model wants them, (N, 3, h, w) on its device.
+    """
+    (name, method), layer = next(iter(cams.methods.items())), cams.layers[0]
+    predicted, true = (
+        class_maps(model, layer, method, inputs, classes)
+        for classes in ([mistake.predicted for mistake in mistakes], [mistake.true for mistake in mistakes])
+    )
+    examples = [
+        Example(mistake, image, overlay(image, predicted_map), overlay(image, true_map))
+        for mistake, image, predicted_map, true_map in zip(mistakes, images, predicted, true, strict=True)
+    ]
+    return Section(
+        "gradcam",
+        summary={"cam_layer": layer.name, "cam_layer_size": list(layer.size), "cam_method": name},
+        page={"examples": examples, "title": gallery_title(len(examples), total)},
+        figures={"gradcam": gradcam_figure(examples, class_names, name, layer)},
+    )
+
+
+def choose_cams(model: nn.Module, image_size: int, methods: str, layers: str | None) -> Cams:
+    """Methods and layers from their names, separated by commas. Raises UserError."""
+    chosen = {name: choose_method(name) for name in _names(methods)}
+    names = _names(layers) if layers else [None]
+    return Cams(chosen, [choose_layer(model, image_size, name) for name in names])
 
 
 def cam_methods() -> dict[str, type]:
@@ -141,8 +207,47 @@ def _is_stage(model: nn.Module, name: str, sizes: dict[str, tuple[int, int]]) ->
     return all(outer not in sizes or isinstance(model.get_submodule(outer), nn.Sequential) for outer in around)
 
 
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
 def _suggestion(name: str, allowed: list[str]) -> str:
     close = {candidate.lower(): candidate for candidate in allowed}
     match = get_close_matches(name.lower(), close, n=1)
     hint = f"did you mean {close[match[0]]}? " if match else ""
     return f"{hint}choose from {', '.join(allowed)}"
+
+
+def gradcam_figure(examples: Sequence[Example], class_names: Sequence[str], method: str, layer: CamLayer) -> Figure:
+    """Each misclassified image beside what speaks for its predicted and for its true class."""
+    if not examples:
+        return message_figure("No image of the test set is misclassified: there is nothing to explain.")
+    pairs = 2
+    rows = -(-len(examples) // pairs)
+    figure = new_figure(11, 2.2 * rows + 0.8)
+    height, width = layer.size
+    figure.suptitle(
+        f"{method} at {layer.name} ({height}x{width} pixels): what speaks for the predicted and for the true class\n"
+        "orange to yellow = more; each map has its own scale"
+    )
+    cells = figure.subplots(rows, 3 * pairs, squeeze=False).reshape(rows * pairs, 3)
+    for (original, predicted, true), example in zip(cells, examples, strict=False):
+        mistake = example.mistake
+        original.imshow(example.image, interpolation="nearest")
+        original.set_title(f"image {mistake.index}", fontsize=8)
+        _draw_map(predicted, example.predicted_map)
+        predicted.set_title(
+            f"predicted:\n{class_label(class_names, mistake.predicted, mistake.predicted_confidence)}", fontsize=8
+        )
+        _draw_map(true, example.true_map)
+        true.set_title(f"true:\n{class_label(class_names, mistake.true, mistake.true_confidence)}", fontsize=8)
+    hide_axes(cells.ravel())
+    return figure
+
+
+def _draw_map(axes: Axes, picture: np.ndarray | None) -> None:
+    if picture is None:
+        axes.imshow([[[0.85] * 3]])
+        axes.text(0, 0, "no positive\nevidence", ha="center", va="center", fontsize=8)
+    else:
+        axes.imshow(picture, interpolation="nearest")

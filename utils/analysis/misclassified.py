@@ -1,8 +1,36 @@
 """The mistakes of a model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.figure import Figure
+
+from data.datasets import Split
+from utils.analysis.figures import class_label, hide_axes, message_figure, new_figure
+from utils.analysis.predictions import Predictions
+from utils.analysis.section import Section
+
+
+def section(predictions: Predictions, test: Split, class_names: tuple[str, ...], shown: int) -> Section:
+    """The gallery of all mistakes; the `shown` most confident of them in misclassified.png."""
+    mistakes = find_mistakes(predictions.probabilities, predictions.labels)
+    images = [test.images[mistake.index] for mistake in mistakes[:shown]]
+    rows = [
+        {
+            "index": mistake.index,
+            "true": class_names[mistake.true],
+            "predicted": class_names[mistake.predicted],
+            "true_probability": mistake.true_confidence,
+            "predicted_probability": mistake.predicted_confidence,
+        }
+        for mistake in mistakes
+    ]
+    return Section(
+        "gallery",
+        figures={"misclassified": misclassified_figure(mistakes[:shown], images, len(mistakes), class_names)},
+        tables={"mistakes": rows},
+    )
 
 
 @dataclass(frozen=True)
@@ -14,19 +42,6 @@ class Mistake:
     predicted: int
     true_confidence: float
     predicted_confidence: float
-
-
-@dataclass(frozen=True)
-class Example:
-    """A mistake as it is shown: the image as it lies in the data set, and what speaks for either class drawn over it.
-
-    Pictures are uint8, H x W x 3; a map is None where nothing speaks for the class.
-    """
-
-    mistake: Mistake
-    image: np.ndarray
-    predicted_map: np.ndarray | None
-    true_map: np.ndarray | None
 
 
 def find_mistakes(probabilities: np.ndarray, labels: np.ndarray) -> list[Mistake]:
@@ -49,3 +64,29 @@ def find_mistakes(probabilities: np.ndarray, labels: np.ndarray) -> list[Mistake
         )
         for index in wrong[order]
     ]
+
+
+def misclassified_figure(
+    mistakes: Sequence[Mistake], images: Sequence[np.ndarray], total: int, class_names: Sequence[str]
+) -> Figure:
+    """A gallery of images with true and predicted class; `total` mistakes exist."""
+    if not mistakes:
+        return message_figure("No image of the test set is misclassified.")
+    columns = 5
+    rows = -(-len(mistakes) // columns)
+    figure = new_figure(2.1 * columns, 2.45 * rows + 0.6)
+    figure.suptitle(gallery_title(len(mistakes), total))
+    cells = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, mistake, image in zip(cells, mistakes, images, strict=False):
+        axes.imshow(image, interpolation="nearest")
+        axes.set_title(
+            f"true: {class_label(class_names, mistake.true, mistake.true_confidence)}\n"
+            f"predicted: {class_label(class_names, mistake.predicted, mistake.predicted_confidence)}",
+            fontsize=8,
+        )
+    hide_axes(cells)
+    return figure
+
+
+def gallery_title(shown: int, total: int) -> str:
+    return f"All {total} misclassified images" if shown == total else f"The {shown} most confident of {total} mistakes"

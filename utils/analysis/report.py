@@ -11,16 +11,16 @@ from PIL import Image
 
 
 def render_report(**values: Any) -> str:
-    """The page, from report.html.jinja. Whatever comes from a run is escaped: a class name may hold HTML."""
+    """The page, from report/page.html.jinja. Whatever comes from a run is escaped: a class name may hold HTML."""
     templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(Path(__file__).parent / "report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     templates.filters["picture"] = picture_uri
-    return templates.get_template("report.html.jinja").render(**values)
+    return templates.get_template("page.html.jinja").render(**values)
 
 
 def picture_uri(picture: np.ndarray | Path) -> str:

@@ -43,8 +43,11 @@ class SavedRun:
         """Every option that the run was trained with."""
         return dataclasses.asdict(self.config)
 
-    def test_split(self, model_config: ModelConfig, data_dir: str | None) -> Split:
-        """The test images at the size of the model; raises UserError where they are not those it was trained for."""
+    def split(self, name: str, model_config: ModelConfig, data_dir: str | None = None) -> Split:
+        """The "train" or "test" images at the size of the model.
+
+        `data_dir` is where the data set is now. Raises UserError where its classes are not those of the model.
+        """
         folder = data_dir or self.config.data_dir
         if self.config.dataset != "digits" and not Path(folder).is_dir():
             raise UserError(
@@ -54,7 +57,7 @@ class SavedRun:
                 "name its folder with --data_dir"
             )
         split, class_names = load_split(
-            self.config.dataset, folder, "test", model_config.image_size, self.config.memory_fraction
+            self.config.dataset, folder, name, model_config.image_size, self.config.memory_fraction
         )
         if class_names != model_config.class_names:
             raise UserError(

@@ -1,10 +1,30 @@
-"""Scores beyond accuracy: its interval, per-class precision and recall, what is confused with what."""
+"""The numbers of an analysis: accuracy and its interval, per-class precision and recall, what is confused with what."""
 
-import csv
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+
+from utils.analysis.calibration import reliability
+from utils.analysis.predictions import Predictions
+from utils.metrics import score
+
+
+def headline(predictions: Predictions, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """What summary.json always holds, whichever sections are asked for."""
+    scores = score(torch.from_numpy(predictions.logits), torch.from_numpy(predictions.labels))
+    matrix = confusion_matrix(predictions.labels, predictions.classes, len(class_names))
+    calibration = reliability(predictions.probabilities, predictions.labels)
+    return {
+        "accuracy": scores.accuracy,
+        "accuracy_interval_95": list(accuracy_interval(scores.correct, scores.count)),
+        "count": scores.count,
+        "loss": scores.loss,
+        "expected_calibration_error": calibration.expected_calibration_error,
+        "per_class": per_class_scores(predictions.labels, predictions.classes, class_names),
+        "most_confused": most_confused(matrix, class_names),
+        "misclassified_count": scores.count - scores.correct,
+    }
 
 
 def accuracy_interval(correct: int, count: int) -> tuple[float, float]:
@@ -29,14 +49,6 @@ def per_class_scores(
         name: {"precision": float(precision), "recall": float(recall), "f1": float(f1), "support": int(support)}
         for name, precision, recall, f1, support in zip(class_names, *columns, strict=True)
     }
-
-
-def write_per_class(scores: dict[str, dict[str, Any]], path: Path) -> None:
-    """per_class.csv: one row per class."""
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, ["class", "precision", "recall", "f1", "support"])
-        writer.writeheader()
-        writer.writerows({"class": name, **values} for name, values in scores.items())
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.analysis.gradcam import enlarge
-from utils.analysis.misclassified import Example
 from utils.analysis.saved_run import SavedRun
+from utils.analysis.section import Section
 from utils.errors import one_line
 from utils.tracking import wandb_mode
 
@@ -16,7 +16,7 @@ def track_analysis(
     run: SavedRun,
     summary: Mapping[str, Any],
     figures: Mapping[str, Path],
-    examples: Sequence[Example],
+    sections: Sequence[Section],
     class_names: Sequence[str],
     report: str,
 ) -> None:
@@ -30,7 +30,7 @@ def track_analysis(
         with _reopen(run) as tracked:
             tracked.define_metric("analysis/*", step_metric="step")
             gallery, table = [], wandb.Table(columns=["image", "cam", "true", "predicted", "confidence"])
-            for example in examples:
+            for example in (example for section in sections for example in section.page.get("examples", ())):
                 mistake = example.mistake
                 true, predicted = class_names[mistake.true], class_names[mistake.predicted]
                 caption = f"true {true}, predicted {predicted} ({mistake.predicted_confidence:.0%})"

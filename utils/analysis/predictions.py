@@ -1,0 +1,31 @@
+"""What a model says of the images of a split."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of every image of a split, in its order.
+
+    `logits` float32 (images, classes); `features` float16 (images, F), what the classifier is given; with test-time
+    augmentation both are means over the views. `labels` int64 (images,).
+    """
+
+    logits: np.ndarray
+    features: np.ndarray
+    labels: np.ndarray
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """float64 (images, classes), rows sum to 1."""
+        from scipy.special import softmax
+
+        return softmax(self.logits.astype(np.float64), axis=1)
+
+    @cached_property
+    def classes(self) -> np.ndarray:
+        """The predicted class of each image, int64."""
+        return self.logits.argmax(1)
