@@ -2,14 +2,16 @@
 
     git clone https://github.com/kuangliu/pytorch-cifar /tmp/pytorch-cifar
     python benchmarks/peer_cifar.py /tmp/pytorch-cifar --dataset digits --seconds 20
+    python benchmarks/peer_cifar.py /tmp/pytorch-cifar --dataset digits --epochs 1   # and its losses
 
 Its code stays as it is: the optimizer, batch of 128, fp32, two loader processes and every line of its loop are its own.
-Four things are put in place before its main.py runs, in this process alone:
+What is put in place before its main.py runs, in this process alone:
 
 - torchvision's CIFAR10 holds our images and serves them as it serves its own;
 - `SimpleDLA`, the one model that main.py does not comment out, is its `ResNet18`;
 - `stty size`, which its progress bar asks for the width of the terminal, is answered where there is none;
-- its training loader takes the time, and ends the program when enough is known.
+- its training loader takes the time, its progress bar notes what it shows last, and either ends the program when enough
+  is known.
 
 It works in a temporary folder, since main.py writes ./checkpoint.
 """
@@ -17,6 +19,7 @@ It works in a temporary folder, since main.py writes ./checkpoint.
 import argparse
 import importlib
 import json
+import math
 import multiprocessing
 import os
 import runpy
@@ -24,7 +27,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +53,19 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    clock = StepClock(arguments.seconds)
+    clock = StepClock(math.inf if arguments.epochs else arguments.seconds)
+    shown = LastShown(arguments.epochs)
     leave_suite()
     serve_as_cifar10(splits["train"], splits["test"])
     time_training_batches(clock)
     with tempfile.TemporaryDirectory() as folder:
         answer_stty(Path(folder))
-        run_main(arguments.peer.resolve(), Path(folder))
+        run_main(arguments.peer.resolve(), Path(folder), shown)
+    for epoch, (train, test) in enumerate(zip(shown.passes[::2], shown.passes[1::2], strict=False), 1):
+        print(f"\nepoch {epoch}: train {train}; test {test}", end="")
     print(f"\n{statistics.median(clock.speeds()):.1f} images/s over {len(clock.speeds())} steps")
     if arguments.json:
-        result = {"images_per_second": clock.speeds(), "batch_size": clock.batch_size}
+        result = {"images_per_second": clock.speeds(), "batch_size": clock.batch_size, "passes": shown.passes}
         arguments.json.write_text(json.dumps(result) + "\n")
     return 0
 
@@ -70,6 +76,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dataset", default="digits", help="data set of ours, with at most ten classes")
     parser.add_argument("--data_dir", default="datasets", help="its folder")
     parser.add_argument("--seconds", type=float, default=20.0, help="least time that is measured, after the warm-up")
+    parser.add_argument("--epochs", type=int, default=0, help="instead of --seconds: so many epochs with their tests")
     parser.add_argument("--json", type=Path, help="file for the images/s of each step")
     return parser.parse_args()
 
@@ -123,6 +130,23 @@ class StepClock:
         return len(counted) >= FEWEST and sum(seconds for _, seconds in counted) >= self.seconds
 
 
+class LastShown:
+    """What the progress bar shows at the end of each pass: training and test in turn."""
+
+    def __init__(self, epochs: int):
+        self.epochs, self.passes = epochs, []
+
+    def watch(self, progress_bar: Callable[..., None]) -> Callable[..., None]:
+        def watched(current: int, total: int, message: str = "") -> None:
+            progress_bar(current, total, message)
+            if current == total - 1:
+                self.passes.append(message)
+            if self.epochs and len(self.passes) == 2 * self.epochs:
+                raise SystemExit
+
+        return watched
+
+
 def time_training_batches(clock: StepClock) -> None:
     """Measures from one request for a training batch to the next: the wait for it, and all that is done with it.
 
@@ -154,7 +178,7 @@ def answer_stty(folder: Path) -> None:
     os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
-def run_main(peer: Path, folder: Path) -> None:
+def run_main(peer: Path, folder: Path, shown: LastShown) -> None:
     """Runs main.py as `python main.py` in the checkout would, in another folder and with ResNet-18."""
     os.chdir(folder)
     sys.dont_write_bytecode = True  # nothing is left in the checkout
@@ -163,6 +187,8 @@ def run_main(peer: Path, folder: Path) -> None:
     multiprocessing.set_start_method("fork")  # main.py has no __main__ guard: it cannot be imported by its own workers
     models = importlib.import_module("models")
     models.SimpleDLA = models.ResNet18
+    utils = importlib.import_module("utils")
+    utils.progress_bar = shown.watch(utils.progress_bar)
     try:
         runpy.run_path(str(peer / "main.py"), run_name="__main__")
     except SystemExit as stop:

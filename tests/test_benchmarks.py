@@ -160,6 +160,19 @@ def test_peer_trains_on_our_images_with_its_own_code(peer, tmp_path):
     assert {path: path.read_bytes() for path in peer.rglob("*.*")} == before
 
 
+def test_peers_own_losses_are_read_at_the_end_of_each_epoch(peer, tmp_path):
+    path = tmp_path / "peer.json"
+    done = command(
+        sys.executable, "benchmarks/peer_cifar.py", str(peer), "--epochs", "2", "--json", str(path), timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    passes = json.loads(path.read_text())["passes"]
+    last = [line.split(" ", 3)[3] for line in done.stdout.splitlines() if line.startswith(("80 11 12", "80 3 4"))]
+    assert len(passes) == 4
+    assert passes == last
+    assert f"epoch 2: train {passes[2]}; test {passes[3]}" in done.stdout
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here it would check the GPU")
 def test_gpu_check_claims_nothing_without_a_gpu():
     done = command("benchmarks/gpu_check.sh", env={**os.environ, "PYTHON": sys.executable})
