@@ -9,6 +9,8 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from utils.analysis.atlas import Atlas
+
 
 def render_report(**values: Any) -> str:
     """The page, from report/page.html.jinja. Whatever comes from a run is escaped: a class name may hold HTML."""
@@ -20,6 +22,7 @@ def render_report(**values: Any) -> str:
         lstrip_blocks=True,
     )
     templates.filters["picture"] = picture_uri
+    templates.globals["atlas"] = Atlas()
     return templates.get_template("page.html.jinja").render(**values)
 
 

@@ -1,0 +1,160 @@
+"""The images of data sets that the page shows, each stored once, as sheets of many."""
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data.datasets import Images, Split
+from utils.analysis.predictions import Predictions
+
+LONGEST_SIDE = 64  # pixels: larger images are scaled down
+SHEET_SIDE = 1024  # pixels that a sheet has at most in either direction
+# Lossless, then JPEG of these qualities, until the sheets fit. JPEG codes blocks of 8x8 pixels by themselves, so that
+# images do not run into each other; on CIFAR-10 a WebP of the same error is no smaller.
+QUALITIES = (None, 95, 85)
+SAMPLE = 256  # images that the bytes of all are estimated from
+TOP = 3  # probabilities that are shown
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An image of a data set on the page, with what the model says of it.
+
+    Attributes:
+        split: "test" or "train"; with `index`, the position in it, the name of the image.
+        images: `images[index]` is the picture. It is read when the page is written, and only if there is room for it.
+        true: its class.
+        probabilities: float (classes,); None where the model is not asked about this image.
+        caption: plain text under the picture, for this place on the page alone.
+    """
+
+    split: str
+    index: int
+    images: Images
+    true: int
+    probabilities: np.ndarray | None = None
+    caption: str = ""
+
+
+def tiles_of(
+    test: Split, predictions: Predictions, indices: Iterable[int], captions: Sequence[str] | None = None
+) -> list[Tile]:
+    """Images of the test split, in the given order, with the model's probabilities."""
+    positions = [int(index) for index in indices]
+    return [
+        Tile("test", index, test.images, int(test.labels[index]), predictions.probabilities[index], caption)
+        for index, caption in zip(positions, captions or [""] * len(positions), strict=True)
+    ]
+
+
+class Atlas:
+    """Gives each image of the page a position, and in the end all pictures within a number of bytes.
+
+    Templates have it as `atlas`; report/tiles.html.jinja has the macro that they show images with.
+    """
+
+    def __init__(self) -> None:
+        self._positions: dict[tuple[str, int], int] = {}
+        self._tiles: list[Tile] = []
+        self._last: set[int] = set()
+
+    def place(self, tiles: Iterable[Tile], last: bool = False) -> list[int]:
+        """The positions of these images; those that are new are added.
+
+        Where there is no room for all pictures, those of `last` go without one first, then those that came last.
+        """
+        positions = []
+        for tile in tiles:
+            key = (tile.split, tile.index)
+            if key not in self._positions:
+                self._positions[key] = len(self._tiles)
+                self._tiles.append(tile)
+                if last:
+                    self._last.add(self._positions[key])
+            elif not last:
+                self._last.discard(self._positions[key])
+            positions.append(self._positions[key])
+        return positions
+
+    def images(self) -> list[list[Any]]:
+        """By position: split, index, true class, and of what the model says the probability of the true class and the
+        TOP classes with theirs."""
+        return [[tile.split, tile.index, tile.true, *_opinion(tile)] for tile in self._tiles]
+
+    def sheets(self, most_bytes: float) -> dict[str, Any]:
+        """The pictures as images of many, whose data URIs have at most so many bytes together.
+
+        `order` lists positions: the k-th picture is the k-th cell of the sheets, each of which is filled row by row
+        with `columns` x `columns` cells. A cell is `cell` pixels wide and high, of which the first `side` belong to the
+        picture. Positions that are not in `order` found no room. `lossless`: the pixels are those of the data set.
+        """
+        order = sorted(range(len(self._tiles)), key=lambda position: position in self._last)
+        if not order:
+            return {"order": [], "sources": []}
+        first = self._tiles[order[0]]
+        side = min(LONGEST_SIDE, first.images[first.index].shape[0])
+        cell = 8 * math.ceil(side / 8)
+        layout = {"side": side, "cell": cell, "columns": SHEET_SIDE // cell}
+        sample = self._pixels(order[:: math.ceil(len(order) / SAMPLE)], side)
+        for quality in QUALITIES:
+            each = _bytes(_encode(sample, quality, **layout)) / len(sample)
+            if each * len(order) <= most_bytes:
+                sources = _encode(self._pixels(order, side), quality, **layout)
+                if _bytes(sources) <= most_bytes:
+                    return {"order": order, "sources": sources, "lossless": quality is None, **layout}
+        while order := order[: min(int(most_bytes / each), int(0.95 * len(order)))]:
+            sources = _encode(self._pixels(order, side), quality, **layout)
+            if _bytes(sources) <= most_bytes:
+                break
+        return {"order": order, "sources": sources if order else [], "lossless": False, **layout}
+
+    def _pixels(self, positions: Sequence[int], side: int) -> np.ndarray:
+        """uint8 (n, side, side, 3)."""
+        pictures = (self._tiles[position].images[self._tiles[position].index] for position in positions)
+        return np.stack([_scaled(picture, side) for picture in pictures])
+
+
+def _opinion(tile: Tile) -> list[Any]:
+    """The probability of the true class, and the most probable classes as [class, probability], most probable first."""
+    if tile.probabilities is None:
+        return []
+    classes = np.argsort(-tile.probabilities, kind="stable")[:TOP]
+    shown = [[int(index), round(float(tile.probabilities[index]), 4)] for index in classes]
+    return [round(float(tile.probabilities[tile.true]), 4), shown]
+
+
+def _scaled(picture: np.ndarray, side: int) -> np.ndarray:
+    if picture.shape[0] == side:
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS))
+
+
+def _encode(pictures: np.ndarray, quality: int | None, side: int, cell: int, columns: int) -> list[str]:
+    """Sheets of the pictures (n, side, side, 3), as data URIs."""
+    margin = cell - side
+    pictures = np.pad(pictures, ((0, 0), (0, margin), (0, margin), (0, 0)), mode="edge")
+    sources = []
+    for start in range(0, len(pictures), columns**2):
+        part = pictures[start : start + columns**2]
+        rows = math.ceil(len(part) / columns)
+        cells = np.zeros((rows * columns, cell, cell, 3), np.uint8)
+        cells[: len(part)] = part
+        sheet = cells.reshape(rows, columns, cell, cell, 3).transpose(0, 2, 1, 3, 4)
+        image, buffer = Image.fromarray(sheet.reshape(rows * cell, columns * cell, 3)), io.BytesIO()
+        if quality is None:
+            image.save(buffer, "WEBP", lossless=True, quality=0)
+        else:
+            image.save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True)
+        kind = "webp" if quality is None else "jpeg"
+        sources.append(f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode())
+    return sources
+
+
+def _bytes(sources: Sequence[str]) -> int:
+    return sum(map(len, sources))
