@@ -30,13 +30,20 @@ SlowSection = Literal["neighbours", "embedding", "robustness"]
 
 
 def option(
-    default: Any, group: str, help: str, low: float | None = None, high: float | None = None, open: bool = False
+    default: Any,
+    group: str,
+    help: str,
+    low: float | None = None,
+    high: float | None = None,
+    open: bool = False,
+    words: bool = False,
 ):
     """A field of a config: its default, its group and line in `--help`, and the range it must lie in.
 
-    With `open` the lower bound itself is not allowed.
+    With `open` the lower bound itself is not allowed. With `words` each entry of a list is a word of its own on the
+    command line and may hold commas.
     """
-    metadata = {"group": group, "help": help, "low": low, "high": high, "open": open}
+    metadata = {"group": group, "help": help, "low": low, "high": high, "open": open, "words": words}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -198,6 +205,9 @@ class AnalyzeConfig(Config):
     run: str = option("", "input", "run directory, one of its checkpoints, or an exported model")
     data_dir: str | None = option(None, "input", "folder of the data set, if it has moved since training")
     compare: str | None = option(None, "input", "another run, whose mistakes are set against those of this one")
+    predict: list[str] = option(
+        [], "input", "pictures, or folders of them: write their class probabilities and CAMs, and no report", words=True
+    )
     output_dir: str | None = option(None, "output", "folder of the results; unset: RUN/analysis")
     images: int = option(20, "output", "misclassified images with CAM and in misclassified.png", low=10, high=500)
     full: bool = option(False, "output", "also the sections that take minutes: neighbours, embedding, robustness")
@@ -208,6 +218,8 @@ class AnalyzeConfig(Config):
     cam_layer: str | None = option(
         None, "GradCAM", "module names; unset: the deepest layer whose feature map is at least 5x5"
     )
+    aug_smooth: bool = option(False, "GradCAM", "means over mirrored, brighter and darker images; 6 times slower")
+    eigen_smooth: bool = option(False, "GradCAM", "the first principal component instead of the sum over channels")
     num_workers: int = option(0, "hardware", "loader processes", low=0)
     track: bool = option(True, "output", "log the results to the run's W&B run, if it has one")
     debug: bool = option(False, "output", "show tracebacks")
@@ -246,6 +258,8 @@ def read_config(kind: type[AnyConfig], argv: Sequence[str], description: str = "
         default = spec.default if spec.default is not MISSING else spec.default_factory()
         extra: dict[str, Any] = {"nargs": "?", "const": True} if spec.type is bool else {}
         value_type = _name_list if typing.get_origin(spec.type) is list else spec.type
+        if spec.metadata["words"]:
+            value_type, extra = str, {"nargs": "+"}
         group.add_argument(
             f"--{spec.name}", type=value_type, default=default, help=help_line, metavar=_metavar(spec), **extra
         )
@@ -315,6 +329,8 @@ def _check_file(path: str, specs: dict[str, dataclasses.Field]) -> None:
             raise UserError(f"{_unknown(str(name), specs)} (in {path})")
         if value is None and not _fits(None, specs[name].type):
             raise UserError(_not_allowed(specs[name], "null"))
+        if specs[name].metadata["words"] and not _fits(value, specs[name].type):
+            raise UserError(_not_allowed(specs[name], value))
 
 
 def _name_list(value: str | list[str]) -> list[str]:
@@ -368,6 +384,7 @@ def _range_text(spec: dataclasses.Field) -> str:
 def _allowed_text(spec: dataclasses.Field) -> str:
     """What the option accepts, in words."""
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    names |= {list[str]: "a list of texts"}
     parts = [names[member] for member in _members(spec.type) if member in names]
     if parts and (bounds := _range_text(spec)):
         parts[0] += " " + bounds
@@ -379,7 +396,7 @@ def _allowed_text(spec: dataclasses.Field) -> str:
 
 def _not_allowed(spec: dataclasses.Field, value: Any) -> str:
     """The line for a value of the wrong type."""
-    if isinstance(value, list):  # name the entry that is wrong
+    if isinstance(value, list) and _choices(spec.type):  # name the entry that is wrong
         value = next((entry for entry in value if entry not in _choices(spec.type)), value)
     return f"{spec.name}: {value!r} is not allowed; it must be {_allowed_text(spec)}"
 
@@ -411,7 +428,7 @@ def _explain(message: str, specs: dict[str, dataclasses.Field]) -> str:
             value = re.search(r"(?:Got value|Given value): (.*)", message)
             shown = f"{value.group(1)!r} is not allowed; " if value else "is not allowed; "
             return f"{name}: {shown}it must be {_allowed_text(specs[name])}"
-    if match := re.search(r"argument --(\w+): expected one argument", message):
+    if match := re.search(r"argument --(\w+): expected (?:one|at least one) argument", message):
         return f"{match.group(1)}: the value is missing" + (
             f"; it must be {_allowed_text(specs[match.group(1)])}" if match.group(1) in specs else ""
         )
