@@ -4,7 +4,8 @@
     python analyze.py runs/resnet18 --images 50 --cam_method EigenCAM
     accelerate launch analyze.py runs/resnet18                          # inference on all devices
 
-RUN is a run directory, its model/ folder, or one of its checkpoints.
+RUN is a run directory, one of its checkpoints, or a folder with config.json and model.safetensors; where the run of a
+model is not beside it, --dataset and --data_dir name the images.
 """
 
 from utils.config import AnalyzeConfig, parse_config

@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,3 +29,21 @@ def digits_run(tmp_path_factory) -> Path:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return path
+
+
+@pytest.fixture(scope="session")
+def analysed(digits_run, tmp_path_factory) -> Path:
+    """A copy of the run with its analysis."""
+    import analyze
+    from utils.config import AnalyzeConfig
+
+    path = tmp_path_factory.mktemp("analysed") / "digits"
+    shutil.copytree(digits_run, path)
+    analyze.main(AnalyzeConfig(run=str(path)))
+    return path
+
+
+@pytest.fixture
+def run(digits_run, tmp_path) -> Path:
+    """A copy of the run to change."""
+    return Path(shutil.copytree(digits_run, tmp_path / "run"))

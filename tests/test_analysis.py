@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from torch import nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 import analyze
 from data.datasets import load_split
+from tests.saved_runs import change, refusal
 from utils.analysis.calibration import reliability
 from utils.analysis.classes import confusion_matrix_figure
 from utils.analysis.curves import epoch_curves
@@ -33,12 +32,13 @@ from utils.analysis.gradcam import (
 )
 from utils.analysis.inference import predict_test
 from utils.analysis.misclassified import Mistake, find_mistakes, misclassified_figure
-from utils.analysis.saved_run import open_run, trained_precision
+from utils.analysis.saved_run import open_run
 from utils.analysis.scores import accuracy_interval, most_confused
+from utils.analysis.setup import set_up
 from utils.analysis.tracking import track_analysis
-from utils.checkpoint import load_model
+from utils.checkpoint import export_model, load_model
 from utils.config import AnalyzeConfig
-from utils.errors import UserError, run_script
+from utils.errors import UserError
 from utils.runtime import create_accelerator
 
 ROOT = Path(__file__).parents[1]
@@ -52,38 +52,6 @@ KEYS = {
     *("accuracy", "accuracy_interval_95", "count", "loss", "expected_calibration_error", "per_class", "most_confused"),
     *("misclassified_count", "cam_layer", "cam_layer_size", "cam_method"),
 }
-
-
-@pytest.fixture(scope="session")
-def analysed(digits_run, tmp_path_factory) -> Path:
-    """A copy of the run with its analysis."""
-    path = tmp_path_factory.mktemp("analysed") / "digits"
-    shutil.copytree(digits_run, path)
-    analyze.main(AnalyzeConfig(run=str(path)))
-    return path
-
-
-@pytest.fixture
-def run(digits_run, tmp_path) -> Path:
-    """A copy of the run to change."""
-    return Path(shutil.copytree(digits_run, tmp_path / "run"))
-
-
-def change(path: Path, **values) -> None:
-    """Replaces values in a YAML or JSON file."""
-    content = yaml.safe_load(path.read_text()) | values
-    path.write_text(json.dumps(content) if path.suffix == ".json" else yaml.safe_dump(content))
-
-
-def refusal(capsys, **options) -> str:
-    """The one line with which analyze.py ends."""
-    with pytest.raises(SystemExit) as end:
-        run_script(analyze.main, AnalyzeConfig(**options))
-    lines = capsys.readouterr().err.splitlines()
-    assert end.value.code == 2
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    return lines[0]
 
 
 def pictures_of(page: str, alt: str) -> list[np.ndarray]:
@@ -130,12 +98,47 @@ def test_predictions_are_in_the_order_of_the_test_set(analysed):
 
 
 def test_two_processes_give_the_same_predictions(analysed, run):
-    command = f"-m torch.distributed.run --nproc_per_node 2 --master_port 29617 analyze.py {run} --track false"
+    launch = "--config_file accelerate_configs/multi_cpu.yaml --main_process_port 29617"
+    command = f"-m accelerate.commands.launch {launch} analyze.py {run} --track false"
     done = subprocess.run([sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     one, two = (np.load(path / "analysis/predictions.npz") for path in (analysed, run))
-    for key in ("logits", "labels", "indices"):
+    assert set(one) == {"logits", "labels", "indices", "features"}
+    for key in one:
         np.testing.assert_array_equal(one[key], two[key])
+    for name in ("summary.json", "mistakes.csv", "per_class.csv"):
+        assert (analysed / "analysis" / name).read_bytes() == (run / "analysis" / name).read_bytes()
+
+
+def test_a_second_call_predicts_nothing_and_says_the_same(run):
+    first = analyze.main(AnalyzeConfig(run=str(run)))
+    files = {path.name: path.read_bytes() for path in (run / "analysis").iterdir() if path.suffix in (".json", ".csv")}
+    written = (run / "analysis/predictions.npz").stat()
+    assert analyze.main(AnalyzeConfig(run=str(run))) == first
+    again = (run / "analysis/predictions.npz").stat()
+    assert (again.st_ino, again.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    assert files == {name: (run / "analysis" / name).read_bytes() for name in files}
+
+
+def test_changed_weights_changed_images_and_damage_are_predicted_anew(run, tmp_path):
+    def predict(**options):
+        return predict_test(set_up(AnalyzeConfig(run=str(run), **options), create_accelerator()))
+
+    kept = run / "analysis/predictions.npz"
+    predict()
+    content = kept.read_bytes()
+    for length in (0, 100, len(content) // 2, len(content) - 10):  # of a file that a full disk or a kill cut off
+        kept.write_bytes(content[:length])
+        predict()
+        assert kept.read_bytes() == content
+    model, config = load_model(run / "model")
+    model.fc.bias.data[3] += 100
+    export_model(run / "model", config, model.state_dict())
+    assert (predict().classes == 3).all()
+    change(run / "model/config.json", image_size=24)
+    before = kept.read_bytes()
+    predict()
+    assert kept.read_bytes() != before
 
 
 def test_the_gallery_shows_the_pixels_of_the_data_set(analysed):
@@ -150,66 +153,6 @@ def test_the_report_needs_no_network(analysed):
     page = (analysed / "analysis/report.html").read_text()
     assert not re.search(r"https?://|<script|<link|@import", page)
     assert page.count("<img ") == page.count(' alt="')
-
-
-# -- input ------------------------------------------------------------------------------------------------------------
-
-
-def test_a_stopped_run_is_analysed_from_its_newest_checkpoint(run, capsys):
-    shutil.rmtree(run / "model")
-    (run / "summary.json").unlink()
-    analyze.main(AnalyzeConfig(run=str(run)))
-    newest = max((run / "checkpoints").iterdir()).name
-    assert newest in capsys.readouterr().out
-    assert newest in (run / "analysis/report.html").read_text()
-
-
-def test_a_checkpoint_can_be_analysed(digits_run, tmp_path):
-    oldest = min((digits_run / "checkpoints").iterdir())
-    config = AnalyzeConfig(run=str(oldest), output_dir=str(tmp_path))
-    analysis = analyze.set_up(config, create_accelerator())
-    assert oldest.name in analysis.run.note
-    predictions = predict_test(analysis).classes
-    tested = [json.loads(line) for line in (digits_run / "metrics.jsonl").read_text().splitlines()]
-    first = next(row["accuracy"] for row in tested if row["split"] == "test")
-    assert (predictions == analysis.test.labels).mean() == first
-
-
-def test_class_names_with_html_and_a_moved_data_set(run, tmp_path, capsys):
-    split, names = load_split("digits", "", "test", 16)
-    names = [f"{name}<b>&$x$" for name in names]
-    for part in ("train", "test"):
-        for index in range(60):
-            folder = tmp_path / "moved" / part / names[split.labels[index]]
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(split.images[index]).save(folder / f"{index}.png")
-    change(run / "config.yaml", dataset="imagefolder", data_dir=str(tmp_path / "before"))
-    assert "--data_dir" in refusal(capsys, run=str(run))
-    assert "classes" in refusal(capsys, run=str(run), data_dir=str(tmp_path / "moved"))
-    change(run / "model/config.json", class_names=names)
-    summary = analyze.main(AnalyzeConfig(run=str(run), data_dir=str(tmp_path / "moved")))
-    page = (run / "analysis/report.html").read_text()
-    assert set(summary["per_class"]) == set(names)
-    assert "<b>" not in page
-    assert "3&lt;b&gt;&amp;$x$" in page
-
-
-def test_what_is_no_run_is_refused(tmp_path, capsys):
-    assert "not a run directory" in refusal(capsys, run=str(tmp_path))
-    assert "not a folder" in refusal(capsys, run=str(tmp_path / "missing"))
-
-
-def test_a_run_without_any_model_is_refused(run, capsys):
-    shutil.rmtree(run / "model")
-    shutil.rmtree(run / "checkpoints")
-    assert "neither a model/ nor a whole checkpoint" in refusal(capsys, run=str(run))
-
-
-def test_the_precision_of_the_run_is_known_before_the_start(run):
-    change(run / "environment.json", mixed_precision="bf16")
-    assert trained_precision(run) == "bf16"
-    assert trained_precision(run / "model") == "bf16"
-    assert trained_precision(run / "missing") is None
 
 
 # -- GradCAM ----------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from utils.errors import UserError
 from utils.files import replace_file
 from utils.resolution import parse_resolution
 
+DatasetName = Literal["cifar10", "cifar100", "digits", "imagefolder"]
 Tracker = Literal["wandb", "tensorboard", "trackio", "none"]
 QuickSection = Literal["curves", "classes", "gallery", "gradcam", "calibration", "label_issues", "model"]
 SlowSection = Literal["neighbours", "embedding", "robustness"]
@@ -74,7 +75,7 @@ class Config:
 class TrainConfig(Config):
     """Options of train_accelerate.py. Precision, process count and device come from Accelerate alone."""
 
-    dataset: Literal["cifar10", "cifar100", "digits", "imagefolder"] = option(
+    dataset: DatasetName = option(
         "cifar10", "data", "data set; digits needs no download, imagefolder reads data_dir/train and data_dir/test"
     )
     data_dir: str = option("datasets", "data", "folder of the data set (downloads go here)")
@@ -202,8 +203,9 @@ class TrainConfig(Config):
 class AnalyzeConfig(Config):
     """Options of analyze.py."""
 
-    run: str = option("", "input", "run directory, one of its checkpoints, or an exported model")
-    data_dir: str | None = option(None, "input", "folder of the data set, if it has moved since training")
+    run: str = option("", "input", "run directory, checkpoint, or folder with config.json and model.safetensors")
+    dataset: DatasetName | None = option(None, "input", "data set to analyse with; unset: the one of the run")
+    data_dir: str | None = option(None, "input", "its folder; unset: where it was in training")
     compare: str | None = option(None, "input", "another run, whose mistakes are set against those of this one")
     predict: list[str] = option(
         [], "input", "pictures, or folders of them: write their class probabilities and CAMs, and no report", words=True

@@ -40,7 +40,8 @@ def epoch_curves(rows: Iterable[dict[str, Any]]) -> dict[str, list[Point]]:
     """One curve per split that was scored, in the order train, validation, test.
 
     A training line covers the images since the line before it, so an epoch's mean weights its lines by their images.
-    Of several test lines in an epoch the last one counts.
+    Of several test lines in an epoch the last one counts. The first runs did not note how many images a line covers:
+    theirs weigh the same.
     """
     sums: dict[int, np.ndarray] = {}
     scored: dict[str, dict[int, Point]] = {"train": {}, "validation": {}, "test": {}}
@@ -49,7 +50,7 @@ def epoch_curves(rows: Iterable[dict[str, Any]]) -> dict[str, list[Point]]:
         if row["split"] != "train":
             scored[row["split"]][epoch] = Point(epoch, row["loss"], row["accuracy"])
             continue
-        sums[epoch] = sums.get(epoch, 0) + row["images"] * np.array([row["loss"], row["accuracy"], 1.0])
+        sums[epoch] = sums.get(epoch, 0) + row.get("images", 1) * np.array([row["loss"], row["accuracy"], 1.0])
         loss, accuracy, weight = sums[epoch].tolist()
         scored["train"][epoch] = Point(epoch, loss / weight, accuracy / weight)
     return {split: list(points.values()) for split, points in scored.items() if points}

@@ -1,19 +1,22 @@
 """Predictions of a split, on all processes; those of the test set are kept in predictions.npz for the next call."""
 
 import copy
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from data.datasets import ImageFiles, Split
+from data.datasets import Split
 from data.loaders import EvaluationLoader
+from utils.analysis.fingerprint import images_digest, model_digest
 from utils.analysis.predictions import Predictions
 from utils.analysis.setup import Analysis
+from utils.errors import together
 from utils.evaluation import predict
 from utils.files import replace_file, to_json
 
@@ -69,24 +72,35 @@ def predict_split(analysis: Analysis, split: Split, label: str) -> Predictions:
     return Predictions(outputs[:, :classes], outputs[:, classes:].astype(np.float16), split.labels)
 
 
-def predict_test(analysis: Analysis) -> Predictions:
-    """The test split's predictions; those of the last call where model, images and precision are the same."""
+def predict_test(analysis: Analysis, *elsewhere: Path) -> Predictions:
+    """The test split's predictions; those of an earlier call where model, images and precision are the same.
+
+    They are looked for in the folder of the results and `elsewhere`, and kept in the former.
+    """
     fingerprint = _fingerprint(analysis)
-    if (kept := _read(analysis.folder, fingerprint)) is not None:
+    found = (_read(folder, fingerprint) for folder in (analysis.folder, *elsewhere))
+    kept = next((predictions for predictions in found if predictions is not None), None)
+    if all(gather_object([kept is not None])):  # or the ranks without them would predict alone
         return kept
     predictions = predict_split(analysis, analysis.test, "predicting")
-    if analysis.accelerator.is_main_process:
-        analysis.folder.mkdir(parents=True, exist_ok=True)
-        (analysis.folder / "predictions.json").unlink(missing_ok=True)
-        np.savez_compressed(
-            analysis.folder / "predictions.npz",
-            logits=predictions.logits,
-            labels=predictions.labels,
-            indices=np.arange(len(predictions.labels)),
-            features=predictions.features,
-        )
-        replace_file(analysis.folder / "predictions.json", to_json(fingerprint))
+    with together(analysis.accelerator):
+        if analysis.accelerator.is_main_process:
+            _keep(predictions, analysis.folder, fingerprint)
     return predictions
+
+
+def _keep(predictions: Predictions, folder: Path, fingerprint: dict[str, Any]) -> None:
+    """Writes predictions.npz, and last the fingerprint by which it is known to be whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "predictions.json").unlink(missing_ok=True)
+    np.savez(
+        folder / "predictions.npz",
+        logits=predictions.logits,
+        labels=predictions.labels,
+        indices=np.arange(len(predictions.labels)),
+        features=predictions.features,
+    )
+    replace_file(folder / "predictions.json", to_json(fingerprint))
 
 
 def _read(folder: Path, fingerprint: dict[str, Any]) -> Predictions | None:
@@ -96,34 +110,17 @@ def _read(folder: Path, fingerprint: dict[str, Any]) -> Predictions | None:
             return None
         with np.load(folder / "predictions.npz", allow_pickle=False) as kept:
             return Predictions(kept["logits"], kept["features"], kept["labels"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
 
 
 def _fingerprint(analysis: Analysis) -> dict[str, Any]:
     """What predictions are a function of."""
-    folder = analysis.run.model_folder
     return {
         "format": FORMAT,
-        "model_sha256": _digest((folder / "config.json").read_bytes(), (folder / "model.safetensors").read_bytes()),
+        "model_sha256": model_digest(analysis.run.model_folder),
         "images_sha256": images_digest(analysis.test),
         "mixed_precision": analysis.accelerator.mixed_precision,
         "device": analysis.accelerator.device.type,
         "channels_last": analysis.run.config.channels_last,
     }
-
-
-def images_digest(split: Split) -> str:
-    """SHA-256 over images and labels; of images that stay on disk, over paths, sizes and times of change."""
-    if isinstance(split.images, ImageFiles):
-        files = [(str(path), Path(path).stat()) for path in split.images.paths]
-        described = [(path, status.st_size, status.st_mtime_ns) for path, status in files]
-        return _digest(json.dumps(described).encode(), split.labels.tobytes())
-    return _digest(np.ascontiguousarray(split.images[:]), split.labels.tobytes())
-
-
-def _digest(*parts: Any) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()

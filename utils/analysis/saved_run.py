@@ -4,11 +4,11 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from data.datasets import Split, load_split
 from utils.checkpoint import MANIFEST, ModelConfig, damage, newest_checkpoint
-from utils.config import TrainConfig, load_config
+from utils.config import DatasetName, TrainConfig, load_config
 from utils.errors import UserError
 from utils.metrics import MetricsFile
 
@@ -17,77 +17,100 @@ WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run as its folder tells it.
+    """A run as its folder tells it, or a model without its run.
 
-    `path` is what the user named: the run directory, its `model/`, or one of its checkpoints. `directory` is the run
-    directory, `model_folder` holds the weights to look at, and `note` says where these are not the finished model.
-    `rows` are the lines of metrics.jsonl; `summary` is empty where training has not finished.
+    Attributes:
+        path: what the user named: a run directory, a checkpoint, or a folder with an exported model.
+        directory: the run directory; of a model without its run, the model's own folder.
+        model_folder: has the weights to look at.
+        note: says where these are not the finished model, or that there is no training record.
+        recorded: whether the options, the curves and the machine of the training are known.
+        config: the options that it was trained with; without a record they are the defaults and mean nothing.
+        environment, summary: of the training; empty where it left none.
+        rows: the lines of metrics.jsonl.
+        dataset, data_dir: whose images it is to be analysed with; None where nobody has named them.
     """
 
     path: Path
     directory: Path
     model_folder: Path
     note: str
+    recorded: bool
     config: TrainConfig
     environment: dict[str, Any]
     summary: dict[str, Any]
     rows: list[dict[str, Any]]
+    dataset: str | None
+    data_dir: str | None
 
     @property
     def name(self) -> str:
-        """The run's name in the trackers."""
-        return self.config.run_name or self.directory.name
+        """The run's name in the trackers; of a model without its run, the name of its folder."""
+        return self.config.run_name or self.directory.resolve().name
 
     @property
     def options(self) -> dict[str, Any]:
-        """Every option that the run was trained with."""
-        return dataclasses.asdict(self.config)
+        """Every option that the run was trained with; empty where there is no record of them."""
+        return dataclasses.asdict(self.config) if self.recorded else {}
 
-    def split(self, name: str, model_config: ModelConfig, data_dir: str | None = None) -> Split:
+    def split(self, name: str, model_config: ModelConfig) -> Split:
         """The "train" or "test" images at the size of the model.
 
-        `data_dir` is where the data set is now. Raises UserError where its classes are not those of the model.
+        Raises UserError where nobody has named the data set, or its classes are not those of the model.
         """
-        folder = data_dir or self.config.data_dir
-        if self.config.dataset != "digits" and not Path(folder).is_dir():
+        if self.dataset is None:
             raise UserError(
-                f"data_dir: {folder} is not a folder; name where the data set is now with --data_dir"
-                if data_dir
-                else f"data_dir: {folder}, where the run found its data set, is not there; "
-                "name its folder with --data_dir"
+                f"dataset: {self.path} does not say which images it is for; name them with --dataset "
+                f"({', '.join(get_args(DatasetName))}) and, except for digits, --data_dir"
             )
+        if self.dataset != "digits" and not (self.data_dir and Path(self.data_dir).is_dir()):
+            where = f"{self.data_dir} is not a folder" if self.data_dir else "it is not known where the images are"
+            raise UserError(f"data_dir: {where}; name the folder of the data set with --data_dir")
         split, class_names = load_split(
-            self.config.dataset, folder, name, model_config.image_size, self.config.memory_fraction
+            self.dataset, self.data_dir or "", name, model_config.image_size, self.config.memory_fraction
         )
         if class_names != model_config.class_names:
             raise UserError(
-                f"data_dir: the classes in {folder} ({_some(class_names)}) are not those of the model "
-                f"({_some(model_config.class_names)}); name the run's data set with --data_dir"
+                f"data_dir: the classes of {self.dataset} in {self.data_dir} ({some(class_names)}) are not those of "
+                f"the model ({some(model_config.class_names)}); name its data set with --dataset and --data_dir"
             )
         return split
 
 
-def open_run(path: Path) -> SavedRun:
-    """Reads a run from its directory, its `model/` or one of its checkpoints.
+def open_run(path: Path, option: str = "run", dataset: str | None = None, data_dir: str | None = None) -> SavedRun:
+    """Reads a run from its directory or one of its checkpoints, or a model from a folder with config.json and weights.
 
     A run that was stopped before it exported a model is represented by its newest whole checkpoint.
     Raises UserError naming what is missing.
+
+    Args:
+        option: the one that names `path`, for errors.
+        dataset, data_dir: the images to use instead of the run's own test and training images.
     """
     if not path.is_dir():
-        raise UserError(f"run: {path} is not a folder")
+        raise UserError(f"{option}: {path} is not a folder")
     directory = _run_directory(path)
+    if directory is None and not (path / WEIGHTS).is_file():
+        raise UserError(
+            f"{option}: {path} is neither a run directory (it has no config.yaml) nor a model (it has no {WEIGHTS})"
+        )
+    model_folder, note = _find_model(path, directory, option)
     if directory is None:
-        raise UserError(f"run: {path} is not a run directory (it has no config.yaml)")
-    model_folder, note = _find_model(path, directory)
+        defaults = TrainConfig(trackers=["none"])
+        return SavedRun(path, path, model_folder, note, False, defaults, {}, {}, [], dataset, data_dir)
+    config = load_config(TrainConfig, directory / "config.yaml")
     return SavedRun(
         path,
         directory,
         model_folder,
         note,
-        load_config(TrainConfig, directory / "config.yaml"),
+        True,
+        config,
         _read_json(directory / "environment.json"),
         _read_json(directory / "summary.json"),
         list(MetricsFile(directory / "metrics.jsonl").rows()),
+        dataset or config.dataset,
+        data_dir or (config.data_dir if dataset in (None, config.dataset) else None),
     )
 
 
@@ -101,25 +124,32 @@ def trained_precision(path: Path) -> str | None:
 
 
 def _run_directory(path: Path) -> Path | None:
-    """The folder with config.yaml: `path` itself, or above it where it is model/ or checkpoints/step-000123/."""
+    """The folder with config.yaml: `path` itself, or the one whose model/ or checkpoints/step-000123/ it is."""
     path = path.resolve()
-    candidates = [path, *list(path.parents)[:2]] if (path / WEIGHTS).is_file() else [path]
+    candidates = [path]
+    if path.name == "model":
+        candidates.append(path.parent)
+    if path.parent.name == "checkpoints":
+        candidates.append(path.parent.parent)
     return next((folder for folder in candidates if (folder / "config.yaml").is_file()), None)
 
 
-def _find_model(path: Path, directory: Path) -> tuple[Path, str]:
-    """The folder with the weights, and a note where they are not those of the finished run."""
-    if (path / WEIGHTS).is_file():
-        if not (path / MANIFEST).is_file():
-            return path, ""
-        if problem := damage(path):
-            raise UserError(f"run: {path} is not a whole checkpoint ({problem})")
-        return path, f"This is checkpoint {path.resolve().name}, not the finished model."
+def _find_model(path: Path, directory: Path | None, option: str) -> tuple[Path, str]:
+    """The folder with the weights, and a note where they are not those of a finished and recorded run."""
+    if directory is None or (path / WEIGHTS).is_file():
+        notes = []
+        if (path / MANIFEST).is_file():
+            if problem := damage(path):
+                raise UserError(f"{option}: {path} is not a whole checkpoint ({problem})")
+            notes.append(f"This is checkpoint {path.resolve().name}, not the finished model.")
+        if directory is None:
+            notes.append("There is no record of the training beside this model.")
+        return path, " ".join(notes)
     if (directory / "model" / WEIGHTS).is_file():
         return directory / "model", ""
     checkpoint = newest_checkpoint(directory / "checkpoints")
     if checkpoint is None:
-        raise UserError(f"run: {path} holds neither a model/ nor a whole checkpoint yet")
+        raise UserError(f"{option}: {path} holds neither a model/ nor a whole checkpoint yet")
     return checkpoint, f"Training has not finished: this is its newest checkpoint, {checkpoint.name}."
 
 
@@ -130,5 +160,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a JSON file ({error})") from error
 
 
-def _some(names: tuple[str, ...], most: int = 5) -> str:
+def some(names: tuple[str, ...], most: int = 5) -> str:
+    """The first names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

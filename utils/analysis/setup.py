@@ -1,5 +1,7 @@
 """What an analysis works with; whatever the user may have got wrong is found here, before the work."""
 
+import dataclasses
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,10 +12,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from data.datasets import Split
+from utils.analysis.fingerprint import images_digest
 from utils.analysis.gradcam import Cams, choose_cams
-from utils.analysis.saved_run import SavedRun, open_run
+from utils.analysis.saved_run import SavedRun, open_run, some
 from utils.checkpoint import ModelConfig, load_model
 from utils.config import AnalyzeConfig, QuickSection, SlowSection
+from utils.errors import UserError
 
 QUICK_SECTIONS = get_args(QuickSection)
 SLOW_SECTIONS = get_args(SlowSection)
@@ -25,7 +29,8 @@ class Analysis:
 
     Attributes:
         model: computes in float32, is neither compiled nor wrapped, in eval mode and on the device.
-        other: the run that this one is compared with.
+        other: the run that this one is compared with, with the same test images; it has no CAMs, no sections and no
+            other of its own.
         sections: the names of those that are asked for, in the order of the page.
         folder: where the results go.
     """
@@ -49,15 +54,20 @@ class Analysis:
 
 
 def set_up(config: AnalyzeConfig, accelerator: Accelerator) -> Analysis:
-    """The model and its test images. Raises UserError."""
-    run = open_run(Path(config.run))
+    """The model and its test images, and those of the run that it is compared with. Raises UserError."""
+    run = open_run(Path(config.run), "run", config.dataset, config.data_dir)
     model, model_config = load_model(run.model_folder)
-    cams = choose_cams(model, model_config.input_size, config.cam_method, config.cam_layer)
-    test = run.split("test", model_config, config.data_dir)
-    other = None
+    cams = choose_cams(
+        model,
+        model_config.input_size,
+        config.cam_method,
+        config.cam_layer,
+        config.aug_smooth,
+        config.eigen_smooth,
+    )
+    test = run.split("test", model_config)
     folder = Path(config.output_dir) if config.output_dir else run.path / "analysis"
-    folder.mkdir(parents=True, exist_ok=True)
-    return Analysis(
+    analysis = Analysis(
         config,
         accelerator,
         run,
@@ -65,10 +75,66 @@ def set_up(config: AnalyzeConfig, accelerator: Accelerator) -> Analysis:
         model_config,
         cams,
         test,
-        other,
+        None,
         choose_sections(config),
         folder,
     )
+    if config.compare:
+        analysis = dataclasses.replace(analysis, other=_set_up_other(analysis))
+    if accelerator.is_main_process:
+        make_folder(folder)
+    return analysis
+
+
+def _set_up_other(analysis: Analysis) -> Analysis:
+    """The run to compare with. Raises UserError where it was not tested on the same images and classes."""
+    config, mine = analysis.config, analysis.run
+    path = Path(config.compare)
+    run = open_run(path, "compare", config.dataset, config.data_dir)
+    if run.dataset is None:  # a model without its run is asked about the images of this one
+        run = dataclasses.replace(run, dataset=mine.dataset, data_dir=mine.data_dir)
+    model, model_config = load_model(run.model_folder)
+    ours = analysis.model_config
+    if model_config.class_names != ours.class_names:
+        raise UserError(
+            f"compare: {path} is not allowed; its classes ({some(model_config.class_names)}) are not those of "
+            f"{mine.path} ({some(ours.class_names)})"
+        )
+    if model_config.image_size != ours.image_size:
+        raise UserError(
+            f"compare: {path} is not allowed; it is for images of {model_config.image_size} pixels, {mine.path} for "
+            f"images of {ours.image_size}"
+        )
+    test = analysis.test
+    if (run.dataset, run.data_dir) != (mine.dataset, mine.data_dir):
+        test = run.split("test", model_config)
+        if images_digest(test) != images_digest(analysis.test):
+            raise UserError(
+                f"compare: {path} is not allowed; it was tested on other images than {mine.path}; name images for both "
+                "with --dataset and --data_dir"
+            )
+    return dataclasses.replace(
+        analysis,
+        run=run,
+        model=model.to(analysis.accelerator.device),
+        model_config=model_config,
+        cams=Cams({}, []),
+        test=test,
+        sections=(),
+        folder=analysis.folder / "compared",
+    )
+
+
+def make_folder(folder: Path) -> None:
+    """The folder of the results; raises UserError where it cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"output_dir: {folder} cannot be written to ({error.strerror}); name another folder with --output_dir"
+        ) from error
 
 
 def choose_sections(config: AnalyzeConfig) -> tuple[str, ...]:
