@@ -22,6 +22,7 @@ def new_figure(width: float, height: float) -> Figure:
 def hide_axes(cells: Iterable[Axes]) -> None:
     for axes in cells:
         axes.set_axis_off()
+        axes.set(xticks=[], yticks=[])  # matplotlib would lay out the hidden ones too
 
 
 def message_figure(text: str) -> Figure:

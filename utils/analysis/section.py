@@ -36,6 +36,7 @@ class Section:
         for name, figure in self.figures.items():
             pictures[name] = folder / f"{name}.png"
             figure.savefig(pictures[name])
+            figure.set_layout_engine("none")  # laid out once, for both
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
         for name, rows in self.tables.items():
             write_table(folder / f"{name}.csv", rows)
