@@ -53,7 +53,7 @@ def look(analysis: Analysis, predictions: Predictions) -> list[Section]:
     run, names = analysis.run, analysis.model_config.class_names
     builders = {
         "curves": lambda: curves.section(run),
-        "classes": lambda: classes.section(predictions, names),
+        "classes": lambda: classes.section(predictions, analysis.test, names),
         "gallery": lambda: misclassified.section(predictions, analysis.test, names, analysis.config.images),
         "gradcam": lambda: explain(analysis, predictions),
         "calibration": lambda: calibration.section(predictions),

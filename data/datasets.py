@@ -84,23 +84,25 @@ class Selected:
 
 @dataclass(frozen=True)
 class Split:
-    """Part of a data set: `images` (uint8, RGB, HWC) and `labels` (int64, one per image)."""
+    """Part of a data set: `images` (uint8, RGB, HWC), `labels` (int64, one per image), `paths` where they are files."""
 
     images: Images
     labels: np.ndarray
+    paths: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, indices: np.ndarray) -> "Split":
         images = self.images
+        paths = [self.paths[index] for index in indices] if self.paths else ()
         if isinstance(images, ImageFiles):
             chosen: Images = ImageFiles([images.paths[index] for index in indices], images.size)
         elif isinstance(images, Selected):
             chosen = Selected(images.array, images.indices[indices])
         else:
             chosen = Selected(images, indices)
-        return Split(chosen, self.labels[indices])
+        return Split(chosen, self.labels[indices], paths)
 
     def in_memory(self) -> tuple[np.ndarray, np.ndarray] | None:
         """The array that has the images, (n, size, size, 3), and their positions in it; None if they are on disk."""
@@ -298,7 +300,7 @@ def _image_folder(root: Path, split: str, size: int, memory_fraction: float) -> 
     shape = (len(files), size, size, 3)
     if math.prod(shape) <= memory_fraction * psutil.virtual_memory().available / local_world_size():
         images = decode_once(root, f"{split}-{size}", paths, shape, np.uint8, lambda: files.decode(range(len(files))))
-    return Split(images, np.asarray(labels, dtype=np.int64)), tuple(classes)
+    return Split(images, np.asarray(labels, dtype=np.int64), paths), tuple(classes)
 
 
 def _image_files(folder: Path) -> list[str]:

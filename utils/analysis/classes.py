@@ -7,24 +7,67 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from data.datasets import Split
+from utils.analysis.atlas import tiles_of
 from utils.analysis.figures import new_figure, shown_name
+from utils.analysis.misclassified import find_mistakes
 from utils.analysis.predictions import Predictions
-from utils.analysis.scores import confusion_matrix, per_class_scores
+from utils.analysis.scores import confusion_matrix, most_confused, per_class_scores
 from utils.analysis.section import Section
 
 MOST_NUMBERED_CLASSES = 20  # more cells than this squared are too small for numbers
+MOST_PRESSED_CLASSES = 30  # more cells than this squared are too many to press; the page shows the picture and a list
+LISTED_PAIRS = 10
+RIGHT_PER_CLASS = 20  # right images, the least confident ones, behind a cell of the diagonal
+SHADES = 10  # of a cell, from pale to deep
 
 
-def section(predictions: Predictions, class_names: tuple[str, ...]) -> Section:
-    """Precision, recall and F1 per class, and the confusion matrix."""
+def section(predictions: Predictions, test: Split, class_names: tuple[str, ...]) -> Section:
+    """Precision, recall and F1 per class, the confusion matrix, and the images behind its cells."""
     scores = per_class_scores(predictions.labels, predictions.classes, class_names)
     matrix = confusion_matrix(predictions.labels, predictions.classes, len(class_names))
+    pressed = len(class_names) <= MOST_PRESSED_CLASSES
+    shown = [mistake.index for mistake in find_mistakes(predictions.probabilities, predictions.labels)]
+    if pressed:
+        shown += least_confident_right(predictions)
+    page = {
+        "matrix": matrix.tolist() if pressed else None,
+        "shades": cell_shades(matrix).tolist(),
+        "pairs": [
+            {**pair, "labels": [class_names.index(pair["true"]), class_names.index(pair["predicted"])]}
+            for pair in most_confused(matrix, class_names, LISTED_PAIRS if pressed else 3 * LISTED_PAIRS)
+        ],
+        "tiles": tiles_of(test, predictions, shown),
+        "right_per_class": RIGHT_PER_CLASS,
+    }
     return Section(
         "classes",
-        page={"matrix": matrix.tolist()},
+        page=page,
         figures={"confusion_matrix": confusion_matrix_figure(matrix, class_names)},
         tables={"per_class": [{"class": name, **values} for name, values in scores.items()]},
     )
+
+
+def least_confident_right(predictions: Predictions) -> list[int]:
+    """Of each class the RIGHT_PER_CLASS images that are classified right with the lowest probability, lowest first."""
+    confidence = predictions.probabilities.max(axis=1)
+    right = np.flatnonzero(predictions.classes == predictions.labels)
+    right = right[np.argsort(confidence[right], kind="stable")]
+    classes = predictions.probabilities.shape[1]
+    return [
+        int(index) for label in range(classes) for index in right[predictions.labels[right] == label][:RIGHT_PER_CLASS]
+    ]
+
+
+def cell_shades(matrix: np.ndarray) -> np.ndarray:
+    """Shades of the cells of a confusion matrix (classes, classes), 0 (none) to SHADES.
+
+    The share of the true class on a root scale, which shows rare mistakes; for a mistake, relative to the largest.
+    """
+    shares = matrix / matrix.sum(axis=1, keepdims=True).clip(min=1)
+    mistakes = shares - np.diag(np.diag(shares))
+    most = np.where(np.eye(len(matrix), dtype=bool), 1, mistakes.max() or 1)
+    return np.ceil(SHADES * np.sqrt(shares / most)).astype(int)
 
 
 def confusion_matrix_figure(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:

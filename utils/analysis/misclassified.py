@@ -7,13 +7,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from data.datasets import Split
+from utils.analysis.atlas import tiles_of
 from utils.analysis.figures import class_label, hide_axes, message_figure, new_figure
 from utils.analysis.predictions import Predictions
 from utils.analysis.section import Section
 
 
 def section(predictions: Predictions, test: Split, class_names: tuple[str, ...], shown: int) -> Section:
-    """The gallery of all mistakes; the `shown` most confident of them in misclassified.png."""
+    """The gallery of all mistakes; the `shown` most confident of them in misclassified.png, all in mistakes.csv."""
     mistakes = find_mistakes(predictions.probabilities, predictions.labels)
     images = [test.images[mistake.index] for mistake in mistakes[:shown]]
     rows = [
@@ -23,11 +24,13 @@ def section(predictions: Predictions, test: Split, class_names: tuple[str, ...],
             "predicted": class_names[mistake.predicted],
             "true_probability": mistake.true_confidence,
             "predicted_probability": mistake.predicted_confidence,
+            **({"path": test.paths[mistake.index]} if test.paths else {}),
         }
         for mistake in mistakes
     ]
     return Section(
         "gallery",
+        page={"tiles": tiles_of(test, predictions, [mistake.index for mistake in mistakes])},
         figures={"misclassified": misclassified_figure(mistakes[:shown], images, len(mistakes), class_names)},
         tables={"mistakes": rows},
     )

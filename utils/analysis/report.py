@@ -1,7 +1,9 @@
 """report.html: one file that opens from a disk or a mail attachment, without network."""
 
 import base64
+import dataclasses
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,29 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from utils.analysis.atlas import Atlas
+from utils.analysis.saved_run import SavedRun
+from utils.analysis.section import Section
+from utils.config import TrainConfig
+
+MOST_BYTES = 7_800_000  # of figures and pictures; with script and style the page stays under 8 MB, as mail wants it
+LABELS = {  # of the sections in the navigation
+    "curves": "Training",
+    "classes": "Classes",
+    "gallery": "Mistakes",
+    "gradcam": "GradCAM",
+    "calibration": "Calibration",
+    "label_issues": "Label issues",
+    "neighbours": "Neighbours",
+    "embedding": "Embedding",
+    "robustness": "Robustness",
+    "model": "Model",
+    "compare": "Comparison",
+}
+
+MAIN_OPTIONS = ("epochs", "batch_size", "optimizer", "lr", "schedule", "weight_decay", "label_smoothing", "seed")
 
 
-def render_report(**values: Any) -> str:
+def render_report(run: SavedRun, sections: Sequence[Section], **values: Any) -> str:
     """The page, from report/page.html.jinja. Whatever comes from a run is escaped: a class name may hold HTML."""
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "report"),
@@ -21,9 +43,30 @@ def render_report(**values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters["picture"] = picture_uri
-    templates.globals["atlas"] = Atlas()
-    return templates.get_template("page.html.jinja").render(**values)
+    templates.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    templates.filters |= {"picture": picture_uri, "duration": duration}
+    templates.globals |= {"atlas": Atlas(), "most_bytes": MOST_BYTES, "labels": LABELS}
+    page = templates.get_template("page.html.jinja")
+    return page.render(run=run, sections=sections, recipe=recipe(run.options), **values)
+
+
+def recipe(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a training that say most, and whatever else may change its result and is not the default."""
+    defaults = dataclasses.asdict(TrainConfig())
+    groups = {spec.name: spec.metadata["group"] for spec in dataclasses.fields(TrainConfig)}
+    return {
+        name: value
+        for name, value in options.items()
+        if name in MAIN_OPTIONS or (value != defaults[name] and groups[name] not in ("hardware", "run"))
+    }
+
+
+def duration(seconds: float) -> str:
+    """In words: 42.1 s, 12 min 5 s, 3 h 20 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def picture_uri(picture: np.ndarray | Path) -> str:
