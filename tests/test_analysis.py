@@ -12,24 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 import analyze
 from data.datasets import load_split
-from tests.saved_runs import change, refusal
-from utils.analysis.calibration import reliability
+from tests.saved_runs import change
 from utils.analysis.classes import confusion_matrix_figure
 from utils.analysis.curves import epoch_curves
-from utils.analysis.gradcam import (
-    Example,
-    choose_layer,
-    choose_method,
-    class_maps,
-    feature_map_sizes,
-    gradcam_figure,
-    overlay,
-)
 from utils.analysis.inference import predict_test
 from utils.analysis.misclassified import Mistake, find_mistakes, misclassified_figure
 from utils.analysis.saved_run import open_run
@@ -42,15 +30,16 @@ from utils.errors import UserError
 from utils.runtime import create_accelerator
 
 ROOT = Path(__file__).parents[1]
-FIGURES = ("curves", "lr", "misclassified", "gradcam", "confusion_matrix", "calibration")
+FIGURES = ("curves", "lr", "misclassified", "gradcam", "confusion_matrix", "calibration", "label_issues")
 FILES = {
     *(f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")),
-    *("report.html", "per_class.csv", "mistakes.csv", "model_summary.txt", "summary.json"),
+    *("report.html", "per_class.csv", "mistakes.csv", "label_issues.csv", "model_summary.txt", "summary.json"),
     *("predictions.npz", "predictions.json"),
 }
 KEYS = {
     *("accuracy", "accuracy_interval_95", "count", "loss", "expected_calibration_error", "per_class", "most_confused"),
-    *("misclassified_count", "cam_layer", "cam_layer_size", "cam_method"),
+    *("misclassified_count", "cam_layer", "cam_layer_size", "cam_method", "cam_refused_layers", "cam_road"),
+    "label_issue_candidates",
 }
 
 
@@ -155,72 +144,6 @@ def test_the_report_needs_no_network(analysed):
     assert page.count("<img ") == page.count(' alt="')
 
 
-# -- GradCAM ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("image_size", "layer", "side"), [(32, "layer3", 8), (24, "layer3", 6), (16, "layer2", 8)])
-def test_the_deepest_layer_of_at_least_5_pixels_is_looked_at(digits_run, image_size, layer, side):
-    model, _ = load_model(digits_run / "model")
-    chosen = choose_layer(model, image_size)
-    assert (chosen.name, chosen.size) == (layer, (side, side))
-    assert not any(module._forward_hooks for module in model.modules())
-
-
-def test_the_size_is_read_off_the_activation_and_not_off_a_name():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4, padding=1), nn.Conv2d(4, 4, 3, stride=2, padding=1))
-    assert feature_map_sizes(model, 32) == {"0": (8, 8), "1": (4, 4)}
-    assert choose_layer(model, 32).name == "0"
-    assert choose_layer(model, 64).name == "1"
-
-
-def test_a_layer_under_5_pixels_is_refused_with_the_reason(run, capsys):
-    line = refusal(capsys, run=str(run), cam_layer="layer4")
-    assert "2x2 pixels" in line
-    assert "layer2" in line
-
-
-def test_an_unknown_layer_or_method_is_refused_with_the_candidates(run, capsys):
-    assert "choose from conv1" in refusal(capsys, run=str(run), cam_layer="block7")
-    assert "did you mean GradCAM?" in refusal(capsys, run=str(run), cam_method="gradcam")
-
-
-def test_a_class_without_positive_evidence_is_said_and_not_drawn(digits_run):
-    model, _ = load_model(digits_run / "model")
-    with torch.no_grad():
-        model.fc.weight[3] = -1.0  # features are positive: nothing can speak for this class
-    layer = choose_layer(model, 16)._replace(name="layer4", module=model.layer4)
-    maps = class_maps(model, layer, choose_method("GradCAM"), torch.randn(4, 3, 16, 16), [3, 3, 5, 5])
-    assert not maps[:2].any()
-    assert maps[2:].any(axis=(1, 2)).all()
-    image = np.full((16, 16, 3), 128, np.uint8)
-    assert overlay(image, maps[0]) is None
-    example = Example(Mistake(0, 3, 5, 0.1, 0.9), image, overlay(image, maps[2]), overlay(image, maps[0]))
-    figure = gradcam_figure([example], [str(digit) for digit in range(10)], "GradCAM", layer)
-    assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["no positive\nevidence"]
-
-
-def test_each_image_has_its_own_target_and_no_hook_or_gradient_stays(digits_run):
-    model, _ = load_model(digits_run / "model")
-    layer, method = choose_layer(model, 16), choose_method("GradCAM")
-    inputs = torch.randn(60, 3, 16, 16)
-    classes = [index % 10 for index in range(60)]
-    maps = class_maps(model, layer, method, inputs, classes)
-    alone = [class_maps(model, layer, method, inputs[[index]], [classes[index]])[0] for index in (0, 55)]
-    np.testing.assert_allclose(maps[[0, 55]], alone, atol=1e-4)
-    assert not any(module._forward_hooks for module in model.modules())
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("name", ["EigenCAM", "LayerCAM", "HiResCAM", "GradCAMPlusPlus", "FinerCAM"])
-def test_other_methods_of_the_library_work_by_name(digits_run, name):
-    model, _ = load_model(digits_run / "model")
-    layer, method = choose_layer(model, 16), choose_method(name)
-    maps = class_maps(model, layer, method, torch.randn(2, 3, 16, 16), [1, 2])
-    assert maps.shape == (2, 16, 16)
-    assert maps.min() >= 0
-    assert maps.max() <= 1
-
-
 # -- numbers and figures ----------------------------------------------------------------------------------------------
 
 
@@ -241,16 +164,6 @@ def test_an_epochs_mean_weights_its_lines_by_their_images():
     assert list(curves) == ["train", "test"]
     assert curves["train"] == [(1, pytest.approx(3.0), pytest.approx(0.2)), (2, pytest.approx(0.6), pytest.approx(0.7))]
     assert curves["test"] == [(1, 2.0, 0.3), (2, 1.5, 0.6)]
-
-
-def test_calibration_error_agrees_with_torchmetrics():
-    generator = torch.Generator().manual_seed(0)
-    probabilities = (3 * torch.randn(500, 10, generator=generator)).softmax(1)
-    labels = torch.randint(10, (500,), generator=generator)
-    expected = multiclass_calibration_error(probabilities, labels, num_classes=10, n_bins=15, norm="l1")
-    found = reliability(probabilities.double().numpy(), labels.numpy())
-    assert found.counts.sum() == 500
-    assert found.expected_calibration_error == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_accuracy_interval_is_wilsons():

@@ -15,7 +15,8 @@ from data.datasets import load_split
 from models import create_model
 from models.speednet import WHITENING_EPS, whitening_filters
 from tests.conftest import ROOT
-from utils.analysis.gradcam import choose_layer, choose_method, class_maps
+from utils.analysis.cam_maps import class_maps
+from utils.analysis.gradcam import choose_cams
 from utils.checkpoint import ModelConfig, export_model, load_model
 
 
@@ -217,9 +218,9 @@ def test_exported_network_predicts_the_same(tmp_path, norm):
 def test_gradcam_finds_a_layer_and_shows_where_it_looks(side, layer, size):
     torch.manual_seed(0)
     model, images = create_model("speednet", 4, width=16).eval(), smooth_images(4, side)
-    chosen = choose_layer(model, side)
-    assert (chosen.name, chosen.size) == (layer, (size, size))
-    maps = class_maps(model, chosen, choose_method("GradCAM"), images, [0, 1, 2, 3])
+    (cam,) = choose_cams(model, side, "GradCAM", None).chosen
+    assert (cam.layer.name, cam.layer.size) == (layer, (size, size))
+    maps = class_maps(model, cam, images, [0, 1, 2, 3])
     assert maps.shape == (4, side, side)
     assert np.isfinite(maps).all()
     assert maps.max() > 0.9

@@ -10,7 +10,8 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 
@@ -61,6 +62,14 @@ def one_line(message: object) -> str:
     if any(line.startswith("Caught ") and "worker process" in line for line in lines):
         lines = [re.sub(r"^[\w.]*(Error|Fault): ", "", lines[-1])]
     return " ".join(lines)
+
+
+def suggestion(name: str, allowed: Sequence[str]) -> str:
+    """What to choose from instead of a wrong name, the likeliest first."""
+    close = {candidate.lower(): candidate for candidate in allowed}
+    match = get_close_matches(name.lower(), close, n=1)
+    hint = f"did you mean {close[match[0]]}? " if match else ""
+    return f"{hint}choose from {', '.join(allowed)}"
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.analysis.gradcam import enlarge
+from utils.analysis.overlay import enlarge
 from utils.analysis.saved_run import SavedRun
 from utils.analysis.section import Section
 from utils.errors import one_line
