@@ -13,7 +13,7 @@ from torch import nn
 
 from models.resnet import resnet18, resnet34
 from models.speednet import speednet
-from utils.errors import UserError
+from utils.errors import UserError, suggestion
 
 MODELS = {
     "resnet18": resnet18,
@@ -33,7 +33,7 @@ def create_model(name: str, num_classes: int, **arguments: Any) -> nn.Module:
     Raises UserError for an unknown name and for arguments that the model does not accept.
     """
     if name not in MODELS:
-        raise UserError(f"model: {name!r} is not allowed; choose from {', '.join(list_models())}")
+        raise UserError(f"model: {name!r} is not allowed; {suggestion(name, list_models())}")
     try:
         return MODELS[name](num_classes=num_classes, **arguments)
     except (TypeError, ValueError) as error:

@@ -176,6 +176,21 @@ def test_unknown_option_suggests_the_nearest(capsys):
     assert "did you mean" not in mistake(capsys, "--zzz", "3")
 
 
+def test_mistyped_value_suggests_the_nearest(capsys):
+    assert mistake(capsys, "--optimizer", "sdg").startswith("optimizer: 'sdg' is not allowed; did you mean sgd?")
+    assert "did you mean onecycle? it must be one of onecycle, cosine" in mistake(capsys, "--schedule", "OneCycle")
+    assert "did you mean" not in mistake(capsys, "--optimizer", "zzz")
+
+
+def test_help_with_a_recipe_shows_the_recipes_header(capsys):
+    with pytest.raises(SystemExit):
+        read_config(TrainConfig, ["--help", "--config", str(ROOT / "recipes/digits.yaml")])
+    shown = capsys.readouterr().out
+    assert "scikit-learn's handwritten digits" in shown
+    assert "recipes/digits.yaml:" in shown
+    assert "output_dir: runs/digits" not in shown
+
+
 def test_unknown_yaml_key_suggests_the_nearest(tmp_path, capsys):
     path = yaml_file(tmp_path, "batchsize: 3\n")
     assert mistake(capsys, "--config", path) == f"batchsize: unknown option; did you mean batch_size? (in {path})"

@@ -248,7 +248,14 @@ def read_config(kind: type[AnyConfig], argv: Sequence[str], description: str = "
         """Shows the defaults, and the description as it is written."""
 
     specs = {spec.name: spec for spec in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, formatter_class=Help)
+    argv = _config_first(argv)
+    for path in _config_files(argv):
+        _check_file(path, specs)
+        description += f"\n\n{path}:\n{header}" if (header := _header(path)) else ""
+    usage = f"%(prog)s {'RUN ' if kind is AnalyzeConfig else ''}[--config FILE.yaml] [--OPTION VALUE ...]"
+    parser = ArgumentParser(
+        usage=usage, description=description, exit_on_error=False, allow_abbrev=False, formatter_class=Help
+    )
     groups: dict[str, Any] = {}
     for spec in specs.values():
         help_line = spec.metadata["help"] + _help_suffix(spec)
@@ -266,9 +273,6 @@ def read_config(kind: type[AnyConfig], argv: Sequence[str], description: str = "
             f"--{spec.name}", type=value_type, default=default, help=help_line, metavar=_metavar(spec), **extra
         )
     parser.add_argument("--config", action="config", help="YAML file with options; the command line wins over it")
-    argv = _config_first(argv)
-    for path in _config_files(argv):
-        _check_file(path, specs)
     try:
         values = parser.parse_args(argv).as_dict()
     except (ArgumentError, TypeError, ValueError) as error:
@@ -333,6 +337,12 @@ def _check_file(path: str, specs: dict[str, dataclasses.Field]) -> None:
             raise UserError(_not_allowed(specs[name], "null"))
         if specs[name].metadata["words"] and not _fits(value, specs[name].type):
             raise UserError(_not_allowed(specs[name], value))
+
+
+def _header(path: str) -> str:
+    """The comment at the top of a recipe, for --help."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    return "\n".join(line.lstrip("#") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
 
 
 def _name_list(value: str | list[str]) -> list[str]:
@@ -400,14 +410,21 @@ def _not_allowed(spec: dataclasses.Field, value: Any) -> str:
     """The line for a value of the wrong type."""
     if isinstance(value, list) and _choices(spec.type):  # name the entry that is wrong
         value = next((entry for entry in value if entry not in _choices(spec.type)), value)
-    return f"{spec.name}: {value!r} is not allowed; it must be {_allowed_text(spec)}"
+    hint = _did_you_mean(value, _choices(spec.type))
+    return f"{spec.name}: {value!r} is not allowed; {hint}it must be {_allowed_text(spec)}"
+
+
+def _did_you_mean(value: Any, choices: Sequence[str]) -> str:
+    """A suggestion where one of the choices is near, else nothing."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(str(value).lower(), choices, n=1)
+    return f"did you mean {close[0]}? " if close else ""
 
 
 def _unknown(name: str, specs: dict[str, dataclasses.Field]) -> str:
-    from difflib import get_close_matches
-
-    close = get_close_matches(name, specs, n=1)
-    return f"{name}: unknown option" + (f"; did you mean {close[0]}?" if close else "; --help lists them all")
+    hint = _did_you_mean(name, list(specs)).strip() or "--help lists them all"
+    return f"{name}: unknown option; {hint}"
 
 
 def _metavar(spec: dataclasses.Field) -> str:
@@ -427,8 +444,10 @@ def _explain(message: str, specs: dict[str, dataclasses.Field]) -> str:
     if match := re.search(r'key "(\w+)":', message):
         name = match.group(1)
         if name in specs:
-            value = re.search(r"(?:Got value|Given value): (.*)", message)
-            shown = f"{value.group(1)!r} is not allowed; " if value else "is not allowed; "
+            shown = "is not allowed; "
+            if value := re.search(r"(?:Got value|Given value): (.*)", message):
+                hint = _did_you_mean(value.group(1), _choices(specs[name].type))
+                shown = f"{value.group(1)!r} is not allowed; {hint}"
             return f"{name}: {shown}it must be {_allowed_text(specs[name])}"
     if match := re.search(r"argument --(\w+): expected (?:one|at least one) argument", message):
         return f"{match.group(1)}: the value is missing" + (
