@@ -63,7 +63,7 @@ def grid_figure(
 ) -> Figure:
     """The first mistakes, below them the map of every CAM for the predicted class, beside it the CAM's ROAD score."""
     shown = list(zip(mistakes, images, strict=True))[:GRID_IMAGES]
-    figure = new_figure(1.6 * len(shown) + 1.8, 1.65 * len(compared) + 2.6)
+    figure = new_figure(1.6 * len(shown) + 1.9, 1.65 * len(compared) + 2.7)
     figure.suptitle(
         "What speaks for the predicted class, by method and layer\n"
         f"ROAD: mean over {len(compared[0].road)} mistakes, and its standard error; higher is more faithful, "
@@ -76,7 +76,7 @@ def grid_figure(
         axes.set_title(
             f"predicted:\n{class_label(class_names, mistake.predicted, mistake.predicted_confidence)}\n"
             f"true:\n{class_label(class_names, mistake.true, mistake.true_confidence)}",
-            fontsize=8,
+            fontsize=9,
         )
     for entry, (label, *row) in zip(compared, cells[1:], strict=True):
         layer = entry.cam.layer
@@ -86,7 +86,7 @@ def grid_figure(
             f"{entry.cam.name}\n{layer.name} ({layer.pixels})\nROAD {road_text(entry.row)}",
             ha="right",
             va="center",
-            fontsize=8,
+            fontsize=9,
             transform=label.transAxes,
         )
         for axes, (_, image), cam_map in zip(row, shown, entry.maps, strict=False):

@@ -35,7 +35,12 @@ MAIN_OPTIONS = ("epochs", "batch_size", "optimizer", "lr", "schedule", "weight_d
 
 
 def render_report(run: SavedRun, sections: Sequence[Section], **values: Any) -> str:
-    """The page, from report/page.html.jinja. Whatever comes from a run is escaped: a class name may hold HTML."""
+    """The page of an analysis."""
+    return render("page.html.jinja", run=run, sections=sections, recipe=recipe(run.options), **values)
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from report/<template>. Whatever comes from a run is escaped: a class name may hold HTML."""
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "report"),
         autoescape=True,
@@ -46,8 +51,7 @@ def render_report(run: SavedRun, sections: Sequence[Section], **values: Any) -> 
     templates.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     templates.filters |= {"picture": picture_uri, "duration": duration}
     templates.globals |= {"atlas": Atlas(), "most_bytes": MOST_BYTES, "labels": LABELS}
-    page = templates.get_template("page.html.jinja")
-    return page.render(run=run, sections=sections, recipe=recipe(run.options), **values)
+    return templates.get_template(template).render(**values)
 
 
 def recipe(options: Mapping[str, Any]) -> dict[str, Any]:
