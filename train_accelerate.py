@@ -36,6 +36,7 @@ from utils.resolution import fresh_statistics
 from utils.rundir import RunDirectory
 from utils.runtime import create_accelerator
 from utils.tracking import configured_trackers
+from utils.training.debugging import dev_run, shortened
 from utils.training.loading import choose_backend, create_train_loader, load_once_per_machine, sample_images
 from utils.training.lr_finder import range_test, write_range_test
 from utils.training.micro_batch import fit_micro_batch_size, micro_batches
@@ -47,6 +48,12 @@ from utils.training.state import FILES, saved_option
 
 def main(config: TrainConfig) -> dict[str, Any]:
     """Trains from `config`, or goes on with what its output_dir holds; returns the content of summary.json."""
+    with dev_run(config) as config:
+        return train(config)
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """The training from its start, or from where it was stopped, to its end."""
     trackers = configured_trackers(config.trackers)
     accelerator = create_accelerator(trackers, config.output_dir, peer_timeout=config.peer_timeout)
     with StopRequest(accelerator, config.peer_timeout) as stop:
@@ -62,7 +69,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
                 run.save()
             summary = finish(run, scores)
         finally:
-            run.directory.close()
+            run.close()
     accelerator.end_training()
     return summary
 
@@ -75,7 +82,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Run:
             create_model(config.model, 1, norm=config.norm, width=config.width)
         if accelerator.is_local_main_process:
             download(config.dataset, config.data_dir)
-    data = load_once_per_machine(config, accelerator)
+    data = shortened(load_once_per_machine(config, accelerator), config)
     directory = RunDirectory(config, accelerator)
     source, files = directory.find_resume(FILES) or (None, None)
     with together(accelerator):
@@ -135,6 +142,8 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
             run.window.add(*train_step(run, batch, rate), batch.count)
         state.step += 1
         run.update_averages()
+        if run.profiler:
+            run.profiler.step()
         images += batch.global_count
         bar.update()
         if state.step % config.log_every_steps == 0 or state.step == final:
@@ -279,9 +288,10 @@ def finish(run: Run, scores: Scores | None) -> dict[str, Any]:
             export_model(run.directory.path / "model", run.model_config, run.reported.state_dict())
     summary = run.summary(scores, plain)
     run.directory.finish(summary)
+    then = "everything runs" if config.fast_dev_run else f"next: python analyze.py {config.output_dir}"
     accelerator.print(
         f"test accuracy {scores.correct}/{scores.count} ({scores.accuracy:.2%}), {state.step} steps in "
-        f"{state.train_seconds:.1f} s of training; next: python analyze.py {config.output_dir}"
+        f"{state.train_seconds:.1f} s of training; {then}"
     )
     return summary
 

@@ -180,7 +180,15 @@ class TrainConfig(Config):
     )
     project_name: str = option("image-classification", "run", "project in the trackers")
     run_name: str | None = option(None, "run", "name in the trackers; unset: the name of output_dir")
-    debug: bool = option(False, "run", "show tracebacks")
+
+    fast_dev_run: bool = option(
+        False, "debugging", "one step, one batch of every evaluation, checkpoint and export, in a temporary folder"
+    )
+    overfit_batches: int | None = option(
+        None, "debugging", "train on the images of so many batches alone, to see the loss vanish", low=1
+    )
+    profile: bool = option(False, "debugging", "record a few steps: profile/operations.txt and trace.json in the run")
+    debug: bool = option(False, "debugging", "show tracebacks")
 
     def __post_init__(self) -> None:
         super().__post_init__()

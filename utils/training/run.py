@@ -21,6 +21,7 @@ from utils.resolution import Phase, phase_at, resolution_phases
 from utils.rundir import RunDirectory
 from utils.training.averaging import Ema, Lookahead
 from utils.training.mixing import Mixing
+from utils.training.profiling import StepProfiler
 from utils.training.schedules import learning_rate_factor
 from utils.training.state import TrainState, pack, unpack
 
@@ -39,6 +40,7 @@ class Run:
         mixing: MixUp and CutMix, where asked for.
         ema, lookahead: averages of the weights, where asked for.
         best: weights of the epoch with the best validation accuracy, on the CPU.
+        profiler: on the main process, where asked for.
     """
 
     config: TrainConfig
@@ -60,6 +62,7 @@ class Run:
     lookahead: Lookahead | None = None
     state: TrainState = field(default_factory=TrainState)
     best: dict[str, Tensor] | None = None
+    profiler: StepProfiler | None = None
 
     def __post_init__(self) -> None:
         config, data, device = self.config, self.data, self.accelerator.device
@@ -73,6 +76,8 @@ class Run:
             self.ema = Ema(self.model, config.ema_decay)
         if config.lookahead_steps is not None:
             self.lookahead = Lookahead(self.model, config.lookahead_steps, config.lookahead_decay)
+        if config.profile and self.accelerator.is_main_process:
+            self.profiler = StepProfiler(self.directory.path)
 
     def restore(self, files: Mapping[str, bytes], source: Path) -> None:
         """Goes back to where a checkpoint was. Raises UserError where it is of another run."""
@@ -205,6 +210,12 @@ class Run:
             return
         state.metrics_size = self.directory.metrics.size()
         self.directory.save_checkpoint(state.step, pack(self))
+
+    def close(self) -> None:
+        """Closes the trackers and frees the folder; on every rank, once."""
+        if self.profiler:
+            self.profiler.close()
+        self.directory.close()
 
     def check_finite(self, loss: float) -> None:
         """Raises where the loss or the weights are no numbers any more; the last checkpoint is from before."""

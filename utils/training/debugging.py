@@ -1,0 +1,37 @@
+"""Short cuts for those who change the code: does everything run, can the model learn at all?"""
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+
+import numpy as np
+
+from data.datasets import Dataset, Split
+from utils.config import TrainConfig
+
+EVALUATED = 500  # images of a fast_dev_run's evaluations: one batch
+
+
+@contextlib.contextmanager
+def dev_run(config: TrainConfig) -> Iterator[TrainConfig]:
+    """With `fast_dev_run`, the config of one step in a folder that is deleted afterwards, and of no tracker."""
+    if not config.fast_dev_run:
+        yield config
+        return
+    with tempfile.TemporaryDirectory(prefix="fast_dev_run-") as folder:
+        yield dataclasses.replace(config, max_steps=1, trackers=["none"], output_dir=folder, resume="never")
+
+
+def shortened(data: Dataset, config: TrainConfig) -> Dataset:
+    """The data set with as many images as `overfit_batches` and `fast_dev_run` leave, evenly spaced."""
+    train, validation, test = data.train, data.validation, data.test
+    if config.overfit_batches:
+        train = _spaced(train, config.overfit_batches * config.batch_size)
+    if config.fast_dev_run:
+        validation, test = validation and _spaced(validation, EVALUATED), _spaced(test, EVALUATED)
+    return dataclasses.replace(data, train=train, validation=validation, test=test)
+
+
+def _spaced(split: Split, most: int) -> Split:
+    return split.subset(np.linspace(0, len(split) - 1, min(most, len(split))).astype(int))
