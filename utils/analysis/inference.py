@@ -1,26 +1,22 @@
 """Predictions of a split, on all processes; those of the test set are kept in predictions.npz for the next call."""
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from data.datasets import Split
 from data.loaders import EvaluationLoader
 from utils.analysis.fingerprint import images_digest, model_digest
+from utils.analysis.kept import Arrays, find_or_compute
 from utils.analysis.predictions import Predictions
 from utils.analysis.setup import Analysis
-from utils.errors import together
 from utils.evaluation import predict
-from utils.files import replace_file, to_json
 
-FORMAT = 1  # of predictions.npz; another one is predicted anew
+FORMAT = 2  # of what is kept; what has another one is computed anew
 
 
 class LogitsAndFeatures(nn.Module):
@@ -73,53 +69,32 @@ def predict_split(analysis: Analysis, split: Split, label: str) -> Predictions:
 
 
 def predict_test(analysis: Analysis, *elsewhere: Path) -> Predictions:
-    """The test split's predictions; those of an earlier call where model, images and precision are the same.
+    """The test split's predictions, kept in predictions.npz.
 
-    They are looked for in the folder of the results and `elsewhere`, and kept in the former.
+    Those of an earlier call are looked for in the folder of the results and `elsewhere`.
     """
-    fingerprint = _fingerprint(analysis)
-    found = (_read(folder, fingerprint) for folder in (analysis.folder, *elsewhere))
-    kept = next((predictions for predictions in found if predictions is not None), None)
-    if all(gather_object([kept is not None])):  # or the ranks without them would predict alone
-        return kept
-    predictions = predict_split(analysis, analysis.test, "predicting")
-    with together(analysis.accelerator):
-        if analysis.accelerator.is_main_process:
-            _keep(predictions, analysis.folder, fingerprint)
-    return predictions
+    return predict_kept(analysis, analysis.test, "predictions", "predicting", *elsewhere)
 
 
-def _keep(predictions: Predictions, folder: Path, fingerprint: dict[str, Any]) -> None:
-    """Writes predictions.npz, and last the fingerprint by which it is known to be whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "predictions.json").unlink(missing_ok=True)
-    np.savez(
-        folder / "predictions.npz",
-        logits=predictions.logits,
-        labels=predictions.labels,
-        indices=np.arange(len(predictions.labels)),
-        features=predictions.features,
-    )
-    replace_file(folder / "predictions.json", to_json(fingerprint))
+def predict_kept(analysis: Analysis, split: Split, name: str, label: str, *elsewhere: Path) -> Predictions:
+    """As predict_split, or what an earlier call kept as `name` with the same model, images and precision."""
+
+    def compute() -> Arrays:
+        found = predict_split(analysis, split, label)
+        indices = np.arange(len(split))
+        return {"logits": found.logits, "labels": found.labels, "indices": indices, "features": found.features}
+
+    folders = (analysis.folder, *elsewhere)
+    kept = find_or_compute(analysis.accelerator, folders, name, fingerprint(analysis, split), compute)
+    return Predictions(kept["logits"], kept["features"], kept["labels"])
 
 
-def _read(folder: Path, fingerprint: dict[str, Any]) -> Predictions | None:
-    """The predictions of predictions.npz if predictions.json has the same fingerprint."""
-    try:
-        if json.loads((folder / "predictions.json").read_bytes()) != fingerprint:
-            return None
-        with np.load(folder / "predictions.npz", allow_pickle=False) as kept:
-            return Predictions(kept["logits"], kept["features"], kept["labels"])
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-        return None
-
-
-def _fingerprint(analysis: Analysis) -> dict[str, Any]:
-    """What predictions are a function of."""
+def fingerprint(analysis: Analysis, *splits: Split) -> dict[str, Any]:
+    """What predictions of these splits are a function of."""
     return {
         "format": FORMAT,
         "model_sha256": model_digest(analysis.run.model_folder),
-        "images_sha256": images_digest(analysis.test),
+        "images_sha256": [images_digest(split) for split in splits],
         "mixed_precision": analysis.accelerator.mixed_precision,
         "device": analysis.accelerator.device.type,
         "channels_last": analysis.run.config.channels_last,
