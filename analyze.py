@@ -2,6 +2,7 @@
 
     python analyze.py runs/resnet18                                     # figures, report.html and more in RUN/analysis/
     python analyze.py runs/resnet18 --images 50 --cam_method EigenCAM
+    python analyze.py runs/resnet18 --predict photo.png holiday/        # class probabilities and CAM of pictures
     accelerate launch analyze.py runs/resnet18                          # inference on all devices
 
 RUN is a run directory, one of its checkpoints, or a folder with config.json and model.safetensors; where the run of a
@@ -19,8 +20,22 @@ import numpy as np
 import torch
 
 from data.loaders import to_input
-from utils.analysis import calibration, classes, curves, gradcam, misclassified, model_summary
-from utils.analysis.inference import predict_test
+from utils.analysis import (
+    calibration,
+    classes,
+    curves,
+    embedding,
+    gradcam,
+    label_issues,
+    misclassified,
+    model_summary,
+    neighbours,
+    picture_results,
+    robustness,
+)
+from utils.analysis.cam_maps import class_maps
+from utils.analysis.inference import predict_split, predict_test
+from utils.analysis.inputs import SectionInputs, find_inputs
 from utils.analysis.misclassified import find_mistakes
 from utils.analysis.predictions import Predictions
 from utils.analysis.report import render_report
@@ -35,28 +50,40 @@ from utils.runtime import create_accelerator
 
 
 def main(config: AnalyzeConfig) -> dict:
-    """Analyses the run; returns the content of analysis/summary.json (on the main process, elsewhere nothing)."""
+    """Analyses the run, or predicts pictures with it.
+
+    Returns the content of summary.json, or the probabilities of each picture (on the main process, elsewhere nothing).
+    """
     accelerator = create_accelerator(default_precision=trained_precision(Path(config.run)))
     with together(accelerator):
         analysis = set_up(config, accelerator)
-    predictions = predict_test(analysis)
-    summary = {}
+    predictions = predict_split(analysis, analysis.test, "predicting") if config.predict else predict_test(analysis)
+    inputs = find_inputs(analysis, predictions)
+    results = {}
     with together(accelerator):
-        if accelerator.is_main_process:
-            summary = write_results(analysis, predictions)
+        if accelerator.is_main_process and config.predict:
+            results = describe_pictures(analysis, predictions)
+        elif accelerator.is_main_process:
+            results = write_results(analysis, predictions, inputs)
     accelerator.end_training()
-    return summary
+    return results
 
 
-def look(analysis: Analysis, predictions: Predictions) -> list[Section]:
+def look(analysis: Analysis, predictions: Predictions, inputs: SectionInputs) -> list[Section]:
     """What each section that was asked for has found."""
-    run, names = analysis.run, analysis.model_config.class_names
+    run, test, names = analysis.run, analysis.test, analysis.model_config.class_names
     builders = {
         "curves": lambda: curves.section(run),
         "classes": lambda: classes.section(predictions, analysis.test, names),
         "gallery": lambda: misclassified.section(predictions, analysis.test, names, analysis.config.images),
         "gradcam": lambda: explain(analysis, predictions),
-        "calibration": lambda: calibration.section(predictions),
+        "calibration": lambda: calibration.section(predictions, inputs.validation),
+        "label_issues": lambda: label_issues.section(predictions, test, names),
+        "neighbours": lambda: neighbours.section(
+            predictions, inputs.neighbours, test, analysis.train, names, analysis.config.images
+        ),
+        "embedding": lambda: embedding.section(predictions, inputs.embedding, test, names),
+        "robustness": lambda: robustness.section(inputs.probe, test),
         "model": lambda: model_summary.section(analysis.model, analysis.model_config.input_size),
     }
     return [builders[name]() for name in analysis.sections if name in builders]
@@ -69,15 +96,30 @@ def explain(analysis: Analysis, predictions: Predictions) -> Section:
     config = analysis.model_config
     size = config.image_size
     images = np.array([analysis.test.images[mistake.index] for mistake in shown], np.uint8).reshape(-1, size, size, 3)
-    inputs = to_input(torch.from_numpy(images), *analysis.statistics, channels_last=False, size=config.input_size)
+    inputs = as_inputs(analysis, images)
     return gradcam.section(analysis.model, analysis.cams, shown, len(mistakes), images, inputs, config.class_names)
 
 
-def write_results(analysis: Analysis, predictions: Predictions) -> dict:
+def describe_pictures(analysis: Analysis, predictions: Predictions) -> dict:
+    """What the model says of the user's pictures, and what speaks for that."""
+    pictures, cam = analysis.test, analysis.cams.chosen[0]
+    maps = class_maps(analysis.model, cam, as_inputs(analysis, pictures.images), predictions.classes.tolist())
+    return picture_results.write_results(
+        analysis.folder, analysis.run, analysis.model_config, pictures, predictions.probabilities, cam, maps
+    )
+
+
+def as_inputs(analysis: Analysis, images: np.ndarray) -> torch.Tensor:
+    """Images, uint8 (N, H, W, 3), as the model wants them: float32 (N, 3, h, w) on its device."""
+    size = analysis.model_config.input_size
+    return to_input(torch.from_numpy(images), *analysis.statistics, channels_last=False, size=size)
+
+
+def write_results(analysis: Analysis, predictions: Predictions, inputs: SectionInputs) -> dict:
     """Writes every file of the analysis, tells W&B, and returns the summary."""
     folder, class_names = analysis.folder, analysis.model_config.class_names
     summary = headline(predictions, class_names)
-    sections = look(analysis, predictions)
+    sections = look(analysis, predictions, inputs)
     pictures: dict[str, Path] = {}
     for section in sections:
         summary |= section.summary

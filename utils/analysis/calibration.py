@@ -1,5 +1,8 @@
-"""Does a confidence of 80 % mean right in 80 % of the cases? Reliability diagram and expected calibration error."""
+"""Does a confidence of 80 % mean right in 80 % of the cases? Reliability diagram and expected calibration error, as the
+model is and with the temperature that fits the validation split."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,14 +13,65 @@ from utils.analysis.figures import COLOURS, GREY, new_figure
 from utils.analysis.predictions import Predictions
 from utils.analysis.section import Section
 
+TEMPERATURES = (0.05, 20.0)  # bounds of the fit
+FITTED_ON = 1000  # images of the validation split: one number needs no more, and the default report is to be quick
 
-def section(predictions: Predictions) -> Section:
-    """The reliability diagram and the expected calibration error."""
+
+def section(predictions: Predictions, validation: Predictions | None) -> Section:
+    """The reliability diagram, and beside it the one after temperature scaling where there is a validation split."""
     found = reliability(predictions.probabilities, predictions.labels)
-    return Section(
-        "calibration",
-        figures={"calibration": calibration_figure(found)},
-    )
+    diagrams = {"as the model is": found}
+    if validation is None:
+        missing = "Training held no images out (validation_fraction 0), and the test set must not choose a temperature."
+    elif (validation.classes == validation.labels).all():
+        missing = (
+            f"All {len(validation.labels)} validation images are right: the lower the temperature, the better it fits."
+        )
+    else:
+        temperature = fit_temperature(validation.logits, validation.labels)
+        scaled = predictions.at_temperature(temperature)
+        after = reliability(scaled.probabilities, scaled.labels)
+        diagrams[f"at temperature {temperature:.2f}"] = after
+        return Section(
+            "calibration",
+            summary={
+                "temperature": temperature,
+                "expected_calibration_error_scaled": after.expected_calibration_error,
+            },
+            page={
+                "missing": "",
+                "fitted_on": len(validation.labels),
+                "loss": negative_log_likelihood(predictions.logits, predictions.labels),
+                "loss_scaled": negative_log_likelihood(scaled.logits, scaled.labels),
+            },
+            figures={"calibration": calibration_figure(diagrams)},
+        )
+    return Section("calibration", page={"missing": missing}, figures={"calibration": calibration_figure(diagrams)})
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The T for which softmax(logits / T) has the least cross-entropy (Guo et al. 2017, arXiv:1706.04599).
+
+    Above 1 the model was too sure of itself, below 1 not sure enough. It changes no prediction.
+
+    Args:
+        logits: (images, classes), of images that are not the test set.
+        labels: (images,), the true classes.
+    """
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_temperature: float) -> float:
+        return negative_log_likelihood(logits / math.exp(log_temperature), labels)
+
+    bounds = [math.log(temperature) for temperature in TEMPERATURES]
+    return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x)
+
+
+def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean cross-entropy per image of logits (images, classes)."""
+    from scipy.special import log_softmax
+
+    return float(-log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels].mean())
 
 
 @dataclass(frozen=True)
@@ -59,45 +113,48 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
     )
 
 
-def calibration_figure(reliability: Reliability) -> Figure:
-    """The reliability diagram, and how many predictions have which confidence."""
-    figure = new_figure(5.4, 5.8)
-    diagram, histogram = figure.subplots(2, sharex=True, height_ratios=(3, 1))
-    width = np.diff(reliability.edges)
-    filled = reliability.counts > 0
-    diagram.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="perfectly calibrated")
-    diagram.bar(
-        reliability.edges[:-1][filled],
-        reliability.accuracy[filled],
-        width[filled],
-        align="edge",
-        color=COLOURS["test"],
-        alpha=0.35,
-        edgecolor=COLOURS["test"],
-        label="accuracy of the predictions in a bin",
-    )
-    diagram.plot(
-        reliability.confidence[filled],
-        reliability.accuracy[filled],
-        "o",
-        color=COLOURS["test"],
-        markersize=4,
-        clip_on=False,
-        zorder=3,
-        label="at their mean confidence",
-    )
-    diagram.set(
-        title=f"Calibration: expected error {reliability.expected_calibration_error:.3f}",
-        ylabel="accuracy",
-        xlim=(0, 1),
-        ylim=(0, 1),
-    )
-    figure.legend(loc="outside lower center")
-    histogram.bar(reliability.edges[:-1], reliability.counts, width, align="edge", color=COLOURS["test"])
-    histogram.set(xlabel="confidence (probability of the predicted class)", ylabel="images")
-    histogram.xaxis.set_major_formatter(PercentFormatter(1))
-    diagram.yaxis.set_major_formatter(PercentFormatter(1))
-    for axes in (diagram, histogram):
-        axes.set_axisbelow(True)
-        axes.grid(alpha=0.3)
+def calibration_figure(diagrams: Mapping[str, Reliability]) -> Figure:
+    """Reliability diagrams side by side, and below each how many predictions have which confidence."""
+    figure = new_figure(0.6 + 4.8 * len(diagrams), 5.8)
+    rows = figure.subplots(2, len(diagrams), sharex=True, sharey="row", height_ratios=(3, 1), squeeze=False)
+    for column, (name, found) in enumerate(diagrams.items()):
+        diagram, histogram = rows[:, column]
+        width = np.diff(found.edges)
+        filled = found.counts > 0
+        diagram.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="perfectly calibrated")
+        diagram.bar(
+            found.edges[:-1][filled],
+            found.accuracy[filled],
+            width[filled],
+            align="edge",
+            color=COLOURS["test"],
+            alpha=0.35,
+            edgecolor=COLOURS["test"],
+            label="accuracy of the predictions in a bin",
+        )
+        diagram.plot(
+            found.confidence[filled],
+            found.accuracy[filled],
+            "o",
+            color=COLOURS["test"],
+            markersize=4,
+            clip_on=False,
+            zorder=3,
+            label="at their mean confidence",
+        )
+        diagram.set(
+            title=f"Calibration {name}: expected error {found.expected_calibration_error:.3f}", xlim=(0, 1), ylim=(0, 1)
+        )
+        diagram.title.set_fontsize("medium")
+        histogram.bar(found.edges[:-1], found.counts, width, align="edge", color=COLOURS["test"])
+        histogram.set(xlabel="confidence (probability of the predicted class)")
+        histogram.xaxis.set_major_formatter(PercentFormatter(1))
+        diagram.yaxis.set_major_formatter(PercentFormatter(1))
+        for axes in (diagram, histogram):
+            axes.set_axisbelow(True)
+            axes.grid(alpha=0.3)
+    figure.get_layout_engine().set(wspace=0.06)
+    rows[0, 0].set_ylabel("accuracy")
+    rows[1, 0].set_ylabel("images")
+    figure.legend(*rows[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2 * len(diagrams) - 1)
     return figure

@@ -3,6 +3,7 @@ Ito 2008) and that mean the same everywhere."""
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -10,12 +11,34 @@ from matplotlib.figure import Figure
 DPI = 200
 COLOURS = {"train": "#0072B2", "validation": "#009E73", "test": "#D55E00"}
 GREY = "0.45"
+# Ten classes that stay apart for most colour-blind eyes too (Petroff 2021, arXiv:2107.02270).
+CLASS_COLOURS = (
+    *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
+    *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
+)
 
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of that many inches."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def class_colours(classes: int) -> list[str]:
+    """A colour for each class; more than ten share them, so their names must stand beside."""
+    return [CLASS_COLOURS[index % len(CLASS_COLOURS)] for index in range(classes)]
+
+
+def image_grid(images: Sequence[np.ndarray], titles: Sequence[str], columns: int) -> Figure:
+    """Images (uint8, H x W x 3) row by row, each under its two lines of title."""
+    rows = -(-len(images) // columns)
+    figure = new_figure(2.1 * columns, 2.45 * rows + 0.6)
+    cells = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, image, title in zip(cells, images, titles, strict=False):
+        axes.imshow(image, interpolation="nearest")
+        axes.set_title(title, fontsize=8)
+    hide_axes(cells)
     return figure
 
 

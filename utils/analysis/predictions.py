@@ -1,6 +1,6 @@
 """What a model says of the images of a split."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -29,3 +29,7 @@ class Predictions:
     def classes(self) -> np.ndarray:
         """The predicted class of each image, int64."""
         return self.logits.argmax(1)
+
+    def at_temperature(self, temperature: float) -> "Predictions":
+        """As they are with all logits divided by a temperature above 0: the same classes, other probabilities."""
+        return replace(self, logits=self.logits / np.float32(temperature))

@@ -53,6 +53,11 @@ class SavedRun:
         """Every option that the run was trained with; empty where there is no record of them."""
         return dataclasses.asdict(self.config) if self.recorded else {}
 
+    @property
+    def validation_fraction(self) -> float:
+        """The share of the "train" images that training held out; 0 where that is not known of these images."""
+        return self.config.validation_fraction if self.recorded and self.dataset == self.config.dataset else 0.0
+
     def split(self, name: str, model_config: ModelConfig) -> Split:
         """The "train" or "test" images at the size of the model.
 

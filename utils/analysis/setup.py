@@ -2,18 +2,21 @@
 
 import dataclasses
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from data.datasets import Split
+from data.datasets import Split, stratified_split
 from utils.analysis.fingerprint import images_digest
 from utils.analysis.gradcam import Cams, choose_cams
+from utils.analysis.pictures import read_pictures
 from utils.analysis.saved_run import SavedRun, open_run, some
 from utils.checkpoint import ModelConfig, load_model
 from utils.config import AnalyzeConfig, QuickSection, SlowSection
@@ -29,8 +32,10 @@ class Analysis:
 
     Attributes:
         model: computes in float32, is neither compiled nor wrapped, in eval mode and on the device.
+        train: the training images with those that training held out, where a section needs them.
         other: the run that this one is compared with, with the same test images; it has no CAMs, no sections and no
             other of its own.
+        test: the test images, or the pictures that are to be predicted instead; these have no labels.
         sections: the names of those that are asked for, in the order of the page.
         folder: where the results go.
     """
@@ -42,9 +47,17 @@ class Analysis:
     model_config: ModelConfig
     cams: Cams
     test: Split
+    train: Split | None
     other: "Analysis | None"
     sections: tuple[str, ...]
     folder: Path
+
+    @cached_property
+    def held_out(self) -> np.ndarray:
+        """Positions in `train` of the images that training did not see but kept for validation."""
+        if not self.run.validation_fraction:
+            return np.empty(0, np.int64)
+        return stratified_split(self.train.labels, self.run.validation_fraction, self.run.config.seed)[1]
 
     @cached_property
     def statistics(self) -> tuple[Tensor, Tensor]:
@@ -65,8 +78,12 @@ def set_up(config: AnalyzeConfig, accelerator: Accelerator) -> Analysis:
         config.aug_smooth,
         config.eigen_smooth,
     )
-    test = run.split("test", model_config)
-    folder = Path(config.output_dir) if config.output_dir else run.path / "analysis"
+    folder = Path(config.output_dir or run.path / "analysis" / ("predict" if config.predict else ""))
+    if config.predict:
+        test = read_pictures(config.predict, model_config.image_size, folder)
+    else:
+        test = run.split("test", model_config)
+    sections = choose_sections(config)
     analysis = Analysis(
         config,
         accelerator,
@@ -75,11 +92,12 @@ def set_up(config: AnalyzeConfig, accelerator: Accelerator) -> Analysis:
         model_config,
         cams,
         test,
+        run.split("train", model_config) if needs_training_images(sections, run) else None,
         None,
-        choose_sections(config),
+        sections,
         folder,
     )
-    if config.compare:
+    if config.compare and not config.predict:
         analysis = dataclasses.replace(analysis, other=_set_up_other(analysis))
     if accelerator.is_main_process:
         make_folder(folder)
@@ -118,7 +136,7 @@ def _set_up_other(analysis: Analysis) -> Analysis:
         run=run,
         model=model.to(analysis.accelerator.device),
         model_config=model_config,
-        cams=Cams({}, []),
+        cams=Cams(),
         test=test,
         sections=(),
         folder=analysis.folder / "compared",
@@ -138,8 +156,18 @@ def make_folder(folder: Path) -> None:
 
 
 def choose_sections(config: AnalyzeConfig) -> tuple[str, ...]:
-    """Those of `only`, else the quick ones, with `full` the slow ones too; `compare` where a run is named for it."""
+    """Those of `only`, else the quick ones, with `full` the slow ones too; `compare` where a run is named for it.
+
+    None where pictures are predicted instead.
+    """
+    if config.predict:
+        return ()
     *first, last = QUICK_SECTIONS  # the layers of the model come last
     offered = [*first, *SLOW_SECTIONS, last]
     asked = config.only or (offered if config.full else QUICK_SECTIONS)
     return tuple(name for name in [*offered, "compare"] if name in asked or (name == "compare" and config.compare))
+
+
+def needs_training_images(sections: Collection[str], run: SavedRun) -> bool:
+    """Whether a section looks at training images, or at those that training held out."""
+    return "neighbours" in sections or ("calibration" in sections and run.validation_fraction > 0)

@@ -1,0 +1,206 @@
+"""How fast does accuracy fall when the images get worse? A probe with six simple corruptions, not CIFAR-10-C.
+
+They are made here and are weaker or stronger than those of CIFAR-10-C (Hendrycks and Dietterich 2019, arXiv
+1903.12261): the numbers compare runs of this suite with each other and with nothing else.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from data.datasets import Split
+from utils.analysis.figures import COLOURS, GREY, new_figure
+from utils.analysis.scores import accuracy_interval
+from utils.analysis.section import Row, Section
+
+IMAGES = 1000  # of the test set, each at every strength of every corruption
+STRENGTHS = 5
+
+
+def _noise(image: np.ndarray, deviation: float, index: int) -> np.ndarray:
+    pattern = np.random.default_rng([0, index]).standard_normal(image.shape, np.float32)
+    return _to_uint8(image + 255 * deviation * pattern)
+
+
+def _blur(image: np.ndarray, deviation: float, index: int) -> np.ndarray:
+    import cv2
+
+    return _to_uint8(cv2.GaussianBlur(image.astype(np.float32), (0, 0), deviation * image.shape[0]))
+
+
+def _contrast(image: np.ndarray, share: float, index: int) -> np.ndarray:
+    mean = image.mean()
+    return _to_uint8(mean + share * (image - mean))
+
+
+def _brightness(image: np.ndarray, added: float, index: int) -> np.ndarray:
+    return _to_uint8(image + 255 * added)
+
+
+def _jpeg(image: np.ndarray, quality: int, index: int) -> np.ndarray:
+    import cv2
+
+    _, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])  # OpenCV's order is BGR
+    return cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1]
+
+
+def _pixelate(image: np.ndarray, share: float, index: int) -> np.ndarray:
+    import cv2
+
+    side = image.shape[0]
+    small = max(1, round(share * side))
+    return cv2.resize(
+        cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA), (side, side), interpolation=cv2.INTER_NEAREST
+    )
+
+
+def _to_uint8(image: np.ndarray) -> np.ndarray:
+    return image.clip(0, 255).round().astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """`make(image, value, index)` gives the corrupted image; `values` are those of strengths 1 to 5, of `unit`."""
+
+    make: Callable[[np.ndarray, float, int], np.ndarray]
+    unit: str
+    values: tuple[float, ...]
+
+
+CORRUPTIONS = {
+    "noise": Corruption(_noise, "standard deviation, black to white = 1", (0.02, 0.04, 0.08, 0.12, 0.18)),
+    "blur": Corruption(_blur, "standard deviation of the Gaussian / side", (0.015, 0.03, 0.045, 0.06, 0.08)),
+    "contrast": Corruption(_contrast, "remaining contrast", (0.75, 0.5, 0.35, 0.2, 0.1)),
+    "brightness": Corruption(_brightness, "added, black to white = 1", (0.1, 0.2, 0.3, 0.4, 0.5)),
+    "JPEG": Corruption(_jpeg, "quality", (80, 50, 30, 15, 7)),
+    "pixelate": Corruption(_pixelate, "remaining side / side", (0.75, 0.5, 0.375, 0.25, 0.1875)),
+}
+
+
+def corrupt(image: np.ndarray, name: str, strength: int, index: int) -> np.ndarray:
+    """An image, uint8 (H, W, 3), at a strength from 0 (as it is) to 5; a function of its arguments alone.
+
+    `index` is its position in the test set, which seeds its noise.
+    """
+    if strength == 0:
+        return image
+    corruption = CORRUPTIONS[name]
+    return corruption.make(image, corruption.values[strength - 1], index)
+
+
+class Corrupted:
+    """Some images at every strength of every corruption, made when they are asked for.
+
+    Position (c x 5 + s - 1) x n + i is image i of n at strength s of the c-th corruption.
+    """
+
+    def __init__(self, images: np.ndarray, indices: np.ndarray):
+        """`images` uint8 (n, H, W, 3) are those at `indices` of the test set."""
+        self.images, self.indices = images, indices
+        self.levels = [(name, strength) for name in CORRUPTIONS for strength in range(1, STRENGTHS + 1)]
+
+    def __len__(self) -> int:
+        return len(self.levels) * len(self.images)
+
+    def __getitem__(self, position: int | np.ndarray) -> np.ndarray:
+        if np.ndim(position):
+            return np.stack([self[one] for one in position])
+        level, image = divmod(int(position), len(self.images))
+        return corrupt(self.images[image], *self.levels[level], int(self.indices[image]))
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Which of the chosen images are classified right.
+
+    `positions` (n,) in the test set; `clean` bool (n,), as they are; `hits` bool (corruptions, strengths, n).
+    """
+
+    positions: np.ndarray
+    clean: np.ndarray
+    hits: np.ndarray
+
+
+def section(probe: Probe, test: Split) -> Section:
+    """Accuracy over strength, and what each strength looks like."""
+    count = len(probe.positions)
+    rows = []
+    for (name, corruption), levels in zip(CORRUPTIONS.items(), probe.hits, strict=True):
+        values = (None, *corruption.values)
+        for strength, (value, hits) in enumerate(zip(values, (probe.clean, *levels), strict=True)):
+            low, high = accuracy_interval(int(hits.sum()), count)
+            rows.append(
+                {
+                    "corruption": name,
+                    "strength": strength,
+                    "value": value,
+                    "unit": corruption.unit,
+                    "images": count,
+                    "accuracy": float(hits.mean()),
+                    "interval_95_low": low,
+                    "interval_95_high": high,
+                }
+            )
+    accuracies = dict(zip(CORRUPTIONS, probe.hits.mean(2).tolist(), strict=True))
+    example = int(probe.positions[0])
+    return Section(
+        "robustness",
+        summary={
+            "robustness": {
+                "images": count,
+                "clean": float(probe.clean.mean()),
+                "mean": float(probe.hits.mean()),
+                **accuracies,
+            }
+        },
+        page={"total": len(test), "interval": rows[0], "corruptions": list(CORRUPTIONS)},
+        figures={
+            "robustness": robustness_figure(rows, count, len(test)),
+            "corruptions": corruptions_figure(test.images[example], example),
+        },
+        tables={"robustness": rows},
+    )
+
+
+def robustness_figure(rows: Sequence[Row], count: int, total: int) -> Figure:
+    """A panel per corruption: accuracy over strength with its 95 % interval, beside that of the images as they are."""
+    figure = new_figure(9, 5.6)
+    figure.suptitle(f"Accuracy of {count} of {total} test images under corruptions (a probe, not CIFAR-10-C)")
+    panels = figure.subplots(2, 3, sharex=True, sharey=True)
+    for axes, name in zip(panels.flat, CORRUPTIONS, strict=True):
+        levels = [row for row in rows if row["corruption"] == name]
+        strengths = [row["strength"] for row in levels]
+        low, high = [row["interval_95_low"] for row in levels], [row["interval_95_high"] for row in levels]
+        axes.axhline(levels[0]["accuracy"], color=GREY, linestyle="--", linewidth=1, label="as they are")
+        axes.fill_between(strengths, low, high, color=COLOURS["test"], alpha=0.25, linewidth=0, label="95 % interval")
+        axes.plot(
+            strengths, [row["accuracy"] for row in levels], "o-", color=COLOURS["test"], markersize=4, label="accuracy"
+        )
+        axes.set_title(name, fontsize="medium")
+        axes.set(ylim=(0, 1), xticks=strengths)
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.grid(alpha=0.3)
+    for axes in panels[-1]:
+        axes.set_xlabel("strength (0: as it is)")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("accuracy")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def corruptions_figure(image: np.ndarray, index: int) -> Figure:
+    """An image of the test set at every strength of every corruption."""
+    figure = new_figure(6.4, 6.4)
+    figure.suptitle(f"Test image {index} at each strength")
+    cells = figure.subplots(len(CORRUPTIONS), STRENGTHS + 1)
+    for row, name in zip(cells, CORRUPTIONS, strict=True):
+        for strength, axes in enumerate(row):
+            axes.imshow(corrupt(image, name, strength, index), interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+        row[0].set_ylabel(name)
+    for strength, axes in enumerate(cells[0]):
+        axes.set_title(str(strength), fontsize="medium")
+    return figure
