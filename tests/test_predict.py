@@ -114,6 +114,9 @@ def test_folders_are_searched_and_each_picture_comes_once(tmp_path):
     touch(tmp_path / "a/results/1-1.png")
     names = [str(other), str(tmp_path / "a"), str(tmp_path / "a/c.png"), str(tmp_path / "a/../a/b")]
     assert find_pictures(names, tmp_path / "a/results") == [other, *inside]
+    assert find_pictures([str(tmp_path / "a/b")], tmp_path / "a") == inside[1:3]
+    with pytest.raises(UserError, match="has the pictures in it"):
+        find_pictures([str(tmp_path / "a")], tmp_path / "a")
 
 
 def test_what_is_no_picture_is_refused_in_one_line(run, pictures, tmp_path, capsys):
@@ -127,7 +130,7 @@ def test_what_is_no_picture_is_refused_in_one_line(run, pictures, tmp_path, caps
     assert line(tmp_path / "missing.png").startswith(f"error: predict: {tmp_path / 'missing.png'} does not exist")
     assert line(pictures[0], broken).startswith(f"error: predict: {broken} is not a readable image")
     assert line(empty).startswith(f"error: predict: {empty} holds no picture (looking for .jpeg, .jpg, .png, .webp)")
-    assert f"holds {pictures[0]} itself" in line(pictures[0], output_dir=str(tmp_path))
+    assert "has the pictures in it" in line(pictures[0], output_dir=str(tmp_path))
     assert not (run / "analysis").exists()
 
 

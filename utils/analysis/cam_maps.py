@@ -65,7 +65,8 @@ def class_maps(model: nn.Module, cam: Cam, inputs: Tensor, classes: Sequence[int
         if slow:
             _announce(model, cam, inputs, passes)
         step = 1 if slow else max(1, BATCH_PIXELS // (height * width))  # for one image ScoreCAM already holds hundreds
-        for start in tqdm(range(0, count, step), str(cam), leave=False, disable=None if slow else True):
+        bar = tqdm(range(0, count, step), str(cam), leave=False, unit=" maps", disable=None if slow else True)
+        for start in bar:
             part = slice(start, start + step)
             goals = targets(cam.method, model, inputs[part], classes[part])
             maps.append(compute(input_tensor=inputs[part], targets=goals, **smoothing))
@@ -83,7 +84,7 @@ def _announce(model: nn.Module, cam: Cam, inputs: Tensor, passes: int) -> None:
     if cam.aug_smooth:
         passes *= AUG_SMOOTH_COST
     seconds = (time.perf_counter() - start) / TIMED_BATCH * passes * len(inputs)
-    print(f"{cam}: {passes} forward passes per map, about {_duration(seconds)} for {len(inputs)} maps", flush=True)
+    tqdm.write(f"{cam}: {passes} forward passes per map, about {_duration(seconds)} for {len(inputs)} maps")
 
 
 def _duration(seconds: float) -> str:

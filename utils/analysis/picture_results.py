@@ -71,7 +71,7 @@ def write_results(
     for number, (path, image, row, cam_map) in enumerate(rows, 1):
         order = np.argsort(-row, kind="stable")[:DRAWN]
         classes = [(names[index], float(row[index])) for index in order]
-        figure = f"{number:0{len(str(len(paths)))}d}-{Path(path).stem}.png"
+        figure = f"{number:0{len(str(len(paths)))}d}-{Path(path).stem[:100]}.png"
         described.append(Described(Path(path), figure, classes, overlay(image, cam_map)))
         print(f"{path}: " + ", ".join(f"{name} {share:.1%}" for name, share in classes[:PRINTED]))
     _write_table(folder / "predictions.csv", paths, probabilities, names)

@@ -15,7 +15,7 @@ UNKNOWN = -1  # the label of a picture that has none
 def read_pictures(names: Sequence[str], size: int, results: Path) -> Split:
     """The pictures that are named, and all in the folders that are, as the images of a folder are read.
 
-    Each comes once, upright, its shorter side scaled to `size` pixels and its middle cut out. What is in the folder
+    Each comes once, upright, its shorter side scaled to `size` pixels and its middle cut out. What lies in the folder
     `results`, such as the figures of an earlier call, is no picture of the user's. Raises UserError for what is missing
     or no picture.
     """
@@ -33,10 +33,10 @@ def find_pictures(names: Sequence[str], results: Path) -> list[Path]:
     found: dict[Path, Path] = {}
     for name in names:
         path = Path(name)
-        if results in (path.resolve(), *path.resolve().parents):
-            raise UserError(f"output_dir: {results} holds {path} itself; name another folder with --output_dir")
+        if results == (path if path.is_dir() else path.parent).resolve():
+            raise UserError(f"output_dir: {results} has the pictures in it; name another folder with --output_dir")
         if path.is_dir():
-            inside = [file for file in _walk(path) if results not in file.resolve().parents]
+            inside = [file for file in _walk(path) if file.resolve().parent != results]
             if not inside:
                 raise UserError(f"predict: {path} holds no picture (looking for {', '.join(sorted(SUFFIXES))})")
         elif path.is_file():
