@@ -3,6 +3,7 @@
     python analyze.py runs/resnet18                                     # figures, report.html and more in RUN/analysis/
     python analyze.py runs/resnet18 --images 50 --cam_method EigenCAM
     python analyze.py runs/resnet18 --predict photo.png holiday/        # class probabilities and CAM of pictures
+    python analyze.py runs/resnet18 --compare runs/other                # fixed, broken and shared mistakes
     accelerate launch analyze.py runs/resnet18                          # inference on all devices
 
 RUN is a run directory, one of its checkpoints, or a folder with config.json and model.safetensors; where the run of a
@@ -23,6 +24,7 @@ from data.loaders import to_input
 from utils.analysis import (
     calibration,
     classes,
+    compare,
     curves,
     embedding,
     gradcam,
@@ -84,6 +86,7 @@ def look(analysis: Analysis, predictions: Predictions, inputs: SectionInputs) ->
         ),
         "embedding": lambda: embedding.section(predictions, inputs.embedding, test, names),
         "robustness": lambda: robustness.section(inputs.probe, test),
+        "compare": lambda: compare.section(run, predictions, analysis.other.run, inputs.compared, test, names),
         "model": lambda: model_summary.section(analysis.model, analysis.model_config.input_size),
     }
     return [builders[name]() for name in analysis.sections if name in builders]

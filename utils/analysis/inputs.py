@@ -7,7 +7,7 @@ import numpy as np
 from data.datasets import Split
 from utils.analysis import calibration, embedding, neighbours, robustness
 from utils.analysis.embedding import Embedding
-from utils.analysis.inference import fingerprint, predict_kept, predict_split
+from utils.analysis.inference import fingerprint, predict_kept, predict_split, predict_test
 from utils.analysis.kept import Arrays, find_or_compute
 from utils.analysis.misclassified import find_mistakes
 from utils.analysis.neighbours import Neighbours
@@ -28,6 +28,7 @@ class SectionInputs:
     neighbours: Neighbours | None = None
     embedding: Embedding | None = None
     probe: Probe | None = None
+    compared: Predictions | None = None
 
 
 def find_inputs(analysis: Analysis, predictions: Predictions) -> SectionInputs:
@@ -37,6 +38,7 @@ def find_inputs(analysis: Analysis, predictions: Predictions) -> SectionInputs:
         neighbours=find_neighbours(analysis, predictions) if "neighbours" in analysis.sections else None,
         embedding=find_embedding(analysis, predictions) if "embedding" in analysis.sections else None,
         probe=find_probe(analysis, predictions) if "robustness" in analysis.sections else None,
+        compared=predict_test(analysis.other, analysis.other.run.path / "analysis") if analysis.other else None,
     )
 
 

@@ -163,9 +163,9 @@ def choose_sections(config: AnalyzeConfig) -> tuple[str, ...]:
     if config.predict:
         return ()
     *first, last = QUICK_SECTIONS  # the layers of the model come last
-    offered = [*first, *SLOW_SECTIONS, last]
-    asked = config.only or (offered if config.full else QUICK_SECTIONS)
-    return tuple(name for name in [*offered, "compare"] if name in asked or (name == "compare" and config.compare))
+    asked = config.only or QUICK_SECTIONS + (SLOW_SECTIONS if config.full else ())
+    compared = ("compare",) if config.compare else ()
+    return tuple(name for name in (*first, *SLOW_SECTIONS, *compared, last) if name in (*asked, *compared))
 
 
 def needs_training_images(sections: Collection[str], run: SavedRun) -> bool:
