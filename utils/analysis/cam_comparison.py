@@ -79,11 +79,11 @@ def grid_figure(
             fontsize=9,
         )
     for entry, (label, *row) in zip(compared, cells[1:], strict=True):
-        layer = entry.cam.layer
+        layer, classless = entry.cam.layer, "" if entry.cam.knows_classes else " (any class)"
         label.text(
             1,
             0.5,
-            f"{entry.cam.name}\n{layer.name} ({layer.pixels})\nROAD {road_text(entry.row)}",
+            f"{entry.cam.name}{classless}\n{layer.name} ({layer.pixels})\nROAD {road_text(entry.row)}",
             ha="right",
             va="center",
             fontsize=9,

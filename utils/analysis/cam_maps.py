@@ -4,11 +4,9 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import numpy as np
 import torch
-from pytorch_grad_cam import ablation_cam, score_cam
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -59,7 +57,7 @@ def class_maps(model: nn.Module, cam: Cam, inputs: Tensor, classes: Sequence[int
     count, _, height, width = inputs.shape
     smoothing = {"eigen_smooth": cam.eigen_smooth} | ({"aug_smooth": True} if cam.aug_smooth else {})
     maps = [np.empty((0, height, width), np.float32)]
-    with opened(cam.method, model, cam.layer) as compute, _seeded(), _without_bars():
+    with opened(cam.method, model, cam.layer) as compute, _seeded():
         passes = forward_passes(compute, cam.layer, inputs)
         slow = passes > 1 and count > 0
         if slow:
@@ -102,17 +100,3 @@ def _seeded() -> Iterator[None]:
         yield
     finally:
         np.random.set_state(state)  # noqa: NPY002
-
-
-@contextlib.contextmanager
-def _without_bars() -> Iterator[None]:
-    """Silences the progress bars that the library draws for each single image."""
-    modules = (ablation_cam, score_cam)
-    drawing = [module.tqdm for module in modules]
-    for module in modules:
-        module.tqdm = SimpleNamespace(tqdm=iter)
-    try:
-        yield
-    finally:
-        for module, bar in zip(modules, drawing, strict=True):
-            module.tqdm = bar

@@ -2,9 +2,11 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytorch_grad_cam
 import torch
 from pytorch_grad_cam import SESS, AblationCAM, AblationLayer, FinerCAM, FullGrad, ScoreCAM, ShapleyCAM
@@ -30,7 +32,7 @@ def cam_methods() -> dict[str, type]:
     }
 
 
-def choose_method(name: str, aug_smooth: bool = False) -> type:
+def choose_method(name: str, aug_smooth: bool = False, eigen_smooth: bool = False) -> type:
     """The class of that name; raises UserError where it is not there or not to be used so."""
     methods = cam_methods()
     if name in REFUSED:
@@ -40,6 +42,8 @@ def choose_method(name: str, aug_smooth: bool = False) -> type:
     if aug_smooth and not takes_aug_smooth(methods[name]):
         smooth = [other for other, method in methods.items() if takes_aug_smooth(method)]
         raise UserError(f"aug_smooth: true is not allowed; {name} has no such smoothing; it is in {', '.join(smooth)}")
+    if eigen_smooth and methods[name] is FullGrad:
+        raise UserError("eigen_smooth: true is not allowed; FullGrad would shrink its maps to an eighth of the image")
     return methods[name]
 
 
@@ -59,11 +63,12 @@ def opened(method: type, model: nn.Module, layer: CamLayer) -> Iterator[Any]:
     The library's own `with` would swallow an IndexError, and with it the maps that are missing then.
     """
     arguments = {"ablation_layer": _ZeroedChannels()} if method is AblationCAM else {}
-    cam = method(model, [] if layer.module is None else [layer.module], **arguments)
-    try:
-        yield cam
-    finally:
-        cam.__exit__(None, None, None)
+    with _replaced({"tqdm": _no_bars, "get_2d_projection": _upright, "get_2d_projection_kernel": _upright}):
+        cam = method(model, [] if layer.module is None else [layer.module], **arguments)
+        try:
+            yield cam
+        finally:
+            cam.__exit__(None, None, None)
 
 
 def targets(method: type, model: nn.Module, inputs: Tensor, classes: Sequence[int]) -> list[Any]:
@@ -100,6 +105,39 @@ def forward_passes(cam: Any, layer: CamLayer, inputs: Tensor) -> int:
     if isinstance(cam, SESS):
         return 4 * len(cam.collect_patches(inputs[:1], *2 * [min(inputs.shape[2:])])[0])
     return 1
+
+
+@contextlib.contextmanager
+def _replaced(makers: dict[str, Callable[[Any], Any]]) -> Iterator[None]:
+    """In all modules of the library, what has one of these names is replaced by what its maker makes of it."""
+    modules = [module for module in vars(pytorch_grad_cam).values() if inspect.ismodule(module)]
+    originals = [(module, name, vars(module)[name]) for module in modules for name in makers if name in vars(module)]
+    for module, name, original in originals:
+        setattr(module, name, makers[name](original))
+    try:
+        yield
+    finally:
+        for module, name, original in originals:
+            setattr(module, name, original)
+
+
+def _no_bars(tqdm: Any) -> Any:
+    """Instead of the module tqdm, with which the library draws a progress bar for each single image."""
+    return SimpleNamespace(tqdm=iter)
+
+
+def _upright(project: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """The first principal component of weighted activations (N, C, h, w), with the sign of their sum.
+
+    By itself its sign is arbitrary, and the maps of some images would be turned around.
+    """
+
+    def projected(activations: np.ndarray, *settings: Any) -> np.ndarray:
+        maps, sums = project(activations, *settings), activations.sum(axis=1)
+        sums = sums - sums.mean(axis=(1, 2), keepdims=True)
+        return np.where((maps * sums).sum(axis=(1, 2), keepdims=True) < 0, -maps, maps)
+
+    return projected
 
 
 class _RaisedLogit:

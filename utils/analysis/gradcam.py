@@ -50,7 +50,7 @@ def choose_cams(
     eigen_smooth: bool = False,
 ) -> Cams:
     """All combinations of methods and layers, given as names between commas. Raises UserError."""
-    kinds = {name: choose_method(name, aug_smooth) for name in _names(methods)}
+    kinds = {name: choose_method(name, aug_smooth, eigen_smooth) for name in _names(methods)}
     places = [choose_layer(model, image_size, name) for name in (_names(layers) if layers else [None])]
     chosen = [
         Cam(name, kind, layer, aug_smooth, eigen_smooth)
