@@ -173,6 +173,19 @@ def test_peers_own_losses_are_read_at_the_end_of_each_epoch(peer, tmp_path):
     assert f"epoch 2: train {passes[2]}; test {passes[3]}" in done.stdout
 
 
+@pytest.mark.slow
+def test_the_analysis_is_timed_beside_a_bare_forward_pass(digits_run):
+    before = {path: path.stat().st_mtime_ns for path in digits_run.rglob("*")}
+    done = command(sys.executable, "benchmarks/analysis.py", str(digits_run), "--rounds", "1")
+    assert done.returncode == 0, done.stderr
+    measured = {line[:18].strip(): float(line[18:].split()[0]) for line in done.stdout.splitlines()}
+    assert list(measured) == ["bare forward pass", "first call", "second call", "predicting", "everything else"]
+    assert measured["first call"] > measured["bare forward pass"] > 0
+    assert before == {path: path.stat().st_mtime_ns for path in digits_run.rglob("*")}
+    done = command(sys.executable, "benchmarks/analysis.py", str(digits_run / "missing"))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here it would check the GPU")
 def test_gpu_check_claims_nothing_without_a_gpu():
     done = command("benchmarks/gpu_check.sh", env={**os.environ, "PYTHON": sys.executable})
