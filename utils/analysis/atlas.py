@@ -20,6 +20,7 @@ SHEET_SIDE = 1024  # pixels that a sheet has at most in either direction
 QUALITIES = (None, 95, 85)
 SAMPLE = 256  # images that the bytes of all are estimated from
 TOP = 3  # probabilities that are shown
+DIGITS = 6  # of a probability: images are sorted by it
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,8 @@ def _opinion(tile: Tile) -> list[Any]:
     if tile.probabilities is None:
         return []
     classes = np.argsort(-tile.probabilities, kind="stable")[:TOP]
-    shown = [[int(index), round(float(tile.probabilities[index]), 4)] for index in classes]
-    return [round(float(tile.probabilities[tile.true]), 4), shown]
+    shown = [[int(index), round(float(tile.probabilities[index]), DIGITS)] for index in classes]
+    return [round(float(tile.probabilities[tile.true]), DIGITS), shown]
 
 
 def _scaled(picture: np.ndarray, side: int) -> np.ndarray:
@@ -150,7 +151,7 @@ def _encode(pictures: np.ndarray, quality: int | None, side: int, cell: int, col
         if quality is None:
             image.save(buffer, "WEBP", lossless=True, quality=0)
         else:
-            image.save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True)
+            image.save(buffer, "JPEG", quality=quality, subsampling=0)
         kind = "webp" if quality is None else "jpeg"
         sources.append(f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode())
     return sources

@@ -96,7 +96,7 @@ class Gallery {
 
   controls() {
     const select = (label, options) => {
-      const made = element("select", {}, ...options.map(([value, text]) => element("option", { value }, text)));
+      const made = element("select", { "aria-label": label }, ...options.map(([value, text]) => element("option", { value }, text)));
       made.addEventListener("change", () => this.filter());
       return [made, element("label", {}, label, made)];
     };
