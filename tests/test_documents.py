@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+from benchmarks.publish import RESULTS, read_results, table, with_table
 from tests.conftest import ROOT
 from utils.config import AnalyzeConfig, TrainConfig
 
@@ -28,3 +29,8 @@ def test_links_and_files_named_in_the_documents_exist():
 
 def test_models_folder_has_resnet_without_bottleneck():
     assert not re.search(r"class\s+Bottleneck", (ROOT / "models" / "resnet.py").read_text())
+
+
+def test_the_table_of_results_is_what_the_published_files_say():
+    page = (RESULTS / "README.md").read_text()
+    assert with_table(page, table(read_results(RESULTS))) == page
