@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -167,6 +168,32 @@ def test_figures_and_page_name_both_runs(compared):
     assert "<b>early" not in page
     for kind in ("fixed", "broken", "shared"):
         assert f'id="compare-{kind}"' in page
+
+
+def test_the_galleries_show_these_images_in_a_real_browser(compared):
+    pytest.importorskip("playwright.sync_api", reason="needs Playwright (requirements-dev.txt)")
+    from tests.browser import find_chromium, open_browser
+
+    if find_chromium() is None:
+        pytest.skip("needs Chromium")
+    images = rows_of(compared / "compare_images.csv")
+    faults: list[str] = []
+    with open_browser() as browser:
+        page = browser.new_page()
+        page.on("console", lambda message: faults.append(message.text))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto((compared / "report.html").as_uri())
+        for kind, noun in (("fixed", "fixed mistake"), ("broken", "new mistake"), ("shared", "shared mistake")):
+            gallery = page.locator(f"#compare-{kind}")
+            mine = [row for row in images if row["outcome"] == kind]
+            expected = f"{len(mine) or 'No'} {noun}{'' if len(mine) == 1 else 's'}"
+            assert gallery.get_by_role("status").inner_text().split(",")[0] == expected
+            for row in sorted(mine, key=lambda row: -float(row["predicted_probability"]))[:1]:
+                gallery.locator("select").nth(1).select_option(str(NAMES.index(row["true"])))
+                card = gallery.locator(".tile", has_text=re.compile(rf"Test image {row['index']}(?!\d)"))
+                answer = f"the other: {row['other_predicted']} {100 * float(row['other_predicted_probability']):.1f} %"
+                assert answer in card.inner_text()
+    assert faults == []
 
 
 def test_two_processes_compare_as_one_does(compared, pair, tmp_path):

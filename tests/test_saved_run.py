@@ -159,6 +159,9 @@ def test_a_model_alone_asks_for_its_images(model_alone, capsys):
     assert "--data_dir" in line
     assert "--dataset" in refusal(capsys, run=str(model_alone), data_dir=str(model_alone))
     assert "--data_dir" in refusal(capsys, run=str(model_alone), dataset="cifar10")
+    change(model_alone / "config.json", class_names=[f"digit {index}" for index in range(10)])
+    line = refusal(capsys, run=str(model_alone), dataset="digits")
+    assert "the classes of digits (0, 1, 2, 3, 4 and 5 more) are not those of the model (digit 0, digit 1" in line
 
 
 def test_the_image_size_of_a_model_alone_is_its_own(model_alone):

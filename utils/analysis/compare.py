@@ -78,7 +78,7 @@ def section(
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Which of the two is right, for every image: booleans (images,), of which one is true for each image.
+    """Which of the two is right, for every image: booleans (images,), of the first four exactly one is true.
 
     fixed: this run is right where the other was wrong. broken: this run is wrong where the other was right.
     shared: both are wrong; of these, same: with the same predicted class.
@@ -215,7 +215,8 @@ class History:
 def history(rows: Sequence[Row]) -> History | None:
     """The test lines of metrics.jsonl; None where there are none.
 
-    Time is that of training alone: images over images per second of the training lines, which the first runs lack.
+    Time is that of training alone: images over images per second of the training lines. The first runs did not note how
+    many images a line covers.
     """
     points = epoch_curves(rows).get("test")
     if not points:
@@ -223,7 +224,8 @@ def history(rows: Sequence[Row]) -> History | None:
     seconds, passed = {}, 0.0
     for row in rows:
         if row["split"] == "train":
-            passed += row["images"] / row["images_per_second"] if "images" in row else math.nan
+            known = "images" in row and row["images_per_second"]  # rounded: 0 is slower than can be said
+            passed += row["images"] / row["images_per_second"] if known else math.nan
         elif row["split"] == "test":
             seconds[row["epoch"]] = passed
     timed = [seconds[point.epoch] for point in points]

@@ -75,9 +75,10 @@ class SavedRun:
             self.dataset, self.data_dir or "", name, model_config.image_size, self.config.memory_fraction
         )
         if class_names != model_config.class_names:
+            where = "" if self.dataset == "digits" else f" in {self.data_dir}"
             raise UserError(
-                f"data_dir: the classes of {self.dataset} in {self.data_dir} ({some(class_names)}) are not those of "
-                f"the model ({some(model_config.class_names)}); name its data set with --dataset and --data_dir"
+                f"data_dir: the classes of {self.dataset}{where} ({some(class_names)}) are not those of the model "
+                f"({some(model_config.class_names)}); name its data set with --dataset and --data_dir"
             )
         return split
 
@@ -124,7 +125,7 @@ def trained_precision(path: Path) -> str | None:
     directory = _run_directory(path)
     try:
         return json.loads((directory / "environment.json").read_bytes())["mixed_precision"] if directory else None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
