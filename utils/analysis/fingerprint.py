@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import numpy as np
 
 from data.datasets import ImageFiles, Split
 
+BLOCK = 1024  # images that are in memory at a time
+
 
 def model_digest(folder: Path) -> str:
     """SHA-256 over the two files of an exported model."""
-    return _digest((folder / "config.json").read_bytes(), (folder / "model.safetensors").read_bytes())
+    return _digest((folder / name).read_bytes() for name in ("config.json", "model.safetensors"))
 
 
 def images_digest(split: Split) -> str:
@@ -20,11 +24,12 @@ def images_digest(split: Split) -> str:
     if isinstance(split.images, ImageFiles):
         files = [(str(path), Path(path).stat()) for path in split.images.paths]
         described = [(path, status.st_size, status.st_mtime_ns) for path, status in files]
-        return _digest(json.dumps(described).encode(), split.labels.tobytes())
-    return _digest(np.ascontiguousarray(split.images[:]), split.labels.tobytes())
+        return _digest([json.dumps(described).encode(), split.labels.tobytes()])
+    blocks = (split.images[start : start + BLOCK] for start in range(0, len(split), BLOCK))
+    return _digest(chain(map(np.ascontiguousarray, blocks), [split.labels.tobytes()]))
 
 
-def _digest(*parts: Any) -> str:
+def _digest(parts: Iterable[Any]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)

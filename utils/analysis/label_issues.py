@@ -56,7 +56,7 @@ def section(predictions: Predictions, test: Split, class_names: Sequence[str]) -
                 predictions,
                 [candidate.index for candidate in candidates[:SHOWN]],
                 [
-                    f"given as {class_names[candidate.given]}; suggested: {class_names[candidate.suggested]}"
+                    f"labelled {class_names[candidate.given]}; perhaps {class_names[candidate.suggested]}"
                     for candidate in candidates[:SHOWN]
                 ],
             )
@@ -109,5 +109,5 @@ def label_issues_figure(
         for candidate in candidates
     ]
     figure = image_grid(images, titles, columns=6)
-    figure.suptitle(f"The {len(candidates)} labels of {total} candidates that the model contradicts most")
+    figure.suptitle(f"Labels to check: {len(candidates)} of {total} candidates, the clearest first")
     return figure

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from data.datasets import Split
 from utils.analysis.atlas import tiles_of
-from utils.analysis.figures import class_label, hide_axes, message_figure, new_figure
+from utils.analysis.figures import class_label, image_grid, message_figure
 from utils.analysis.predictions import Predictions
 from utils.analysis.section import Section
 
@@ -75,19 +75,13 @@ def misclassified_figure(
     """A gallery of images with true and predicted class; `total` mistakes exist."""
     if not mistakes:
         return message_figure("No image of the test set is misclassified.")
-    columns = 5
-    rows = -(-len(mistakes) // columns)
-    figure = new_figure(2.1 * columns, 2.45 * rows + 0.6)
+    titles = [
+        f"true: {class_label(class_names, mistake.true, mistake.true_confidence)}\n"
+        f"predicted: {class_label(class_names, mistake.predicted, mistake.predicted_confidence)}"
+        for mistake in mistakes
+    ]
+    figure = image_grid(images, titles, columns=5)
     figure.suptitle(gallery_title(len(mistakes), total))
-    cells = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, mistake, image in zip(cells, mistakes, images, strict=False):
-        axes.imshow(image, interpolation="nearest")
-        axes.set_title(
-            f"true: {class_label(class_names, mistake.true, mistake.true_confidence)}\n"
-            f"predicted: {class_label(class_names, mistake.predicted, mistake.predicted_confidence)}",
-            fontsize=8,
-        )
-    hide_axes(cells)
     return figure
 
 

@@ -14,7 +14,7 @@ from utils.analysis.predictions import Predictions
 from utils.analysis.section import Section
 
 PER_IMAGE = 5
-MOST_ROWS = 20  # in neighbours.png
+MOST_ROWS = 10  # in neighbours.png
 
 
 @dataclass(frozen=True)

@@ -71,9 +71,9 @@ class Corruption:
 
 
 CORRUPTIONS = {
-    "noise": Corruption(_noise, "standard deviation, black to white = 1", (0.02, 0.04, 0.08, 0.12, 0.18)),
-    "blur": Corruption(_blur, "standard deviation of the Gaussian / side", (0.015, 0.03, 0.045, 0.06, 0.08)),
-    "contrast": Corruption(_contrast, "remaining contrast", (0.75, 0.5, 0.35, 0.2, 0.1)),
+    "noise": Corruption(_noise, "standard deviation, black to white = 1", (0.01, 0.02, 0.03, 0.05, 0.08)),
+    "blur": Corruption(_blur, "standard deviation of the Gaussian / side", (0.015, 0.025, 0.035, 0.045, 0.06)),
+    "contrast": Corruption(_contrast, "remaining contrast", (0.75, 0.6, 0.45, 0.3, 0.2)),
     "brightness": Corruption(_brightness, "added, black to white = 1", (0.1, 0.2, 0.3, 0.4, 0.5)),
     "JPEG": Corruption(_jpeg, "quality", (80, 50, 30, 15, 7)),
     "pixelate": Corruption(_pixelate, "remaining side / side", (0.75, 0.5, 0.375, 0.25, 0.1875)),
@@ -167,8 +167,8 @@ def section(probe: Probe, test: Split) -> Section:
 
 def robustness_figure(rows: Sequence[Row], count: int, total: int) -> Figure:
     """A panel per corruption: accuracy over strength with its 95 % interval, beside that of the images as they are."""
-    figure = new_figure(9, 5.6)
-    figure.suptitle(f"Accuracy of {count} of {total} test images under corruptions (a probe, not CIFAR-10-C)")
+    figure = new_figure(7.4, 5.4)
+    figure.suptitle(f"Accuracy of {count} of {total} test images (a probe, not CIFAR-10-C)")
     panels = figure.subplots(2, 3, sharex=True, sharey=True)
     for axes, name in zip(panels.flat, CORRUPTIONS, strict=True):
         levels = [row for row in rows if row["corruption"] == name]
@@ -193,14 +193,18 @@ def robustness_figure(rows: Sequence[Row], count: int, total: int) -> Figure:
 
 def corruptions_figure(image: np.ndarray, index: int) -> Figure:
     """An image of the test set at every strength of every corruption."""
+    side, gap = image.shape[0], max(1, image.shape[0] // 16)
+    cells = np.full((len(CORRUPTIONS), STRENGTHS + 1, side + gap, side + gap, 3), 255, np.uint8)
+    for row, name in enumerate(CORRUPTIONS):
+        for strength in range(STRENGTHS + 1):
+            cells[row, strength, :side, :side] = corrupt(image, name, strength, index)
     figure = new_figure(6.4, 6.4)
-    figure.suptitle(f"Test image {index} at each strength")
-    cells = figure.subplots(len(CORRUPTIONS), STRENGTHS + 1)
-    for row, name in zip(cells, CORRUPTIONS, strict=True):
-        for strength, axes in enumerate(row):
-            axes.imshow(corrupt(image, name, strength, index), interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
-        row[0].set_ylabel(name)
-    for strength, axes in enumerate(cells[0]):
-        axes.set_title(str(strength), fontsize="medium")
+    axes = figure.subplots()
+    axes.imshow(cells.swapaxes(1, 2).reshape(cells.shape[0] * (side + gap), -1, 3), interpolation="nearest")
+    axes.set_title(f"Test image {index} at each strength")
+    middles = (side - 1) / 2 + (side + gap) * np.arange(max(cells.shape[:2]))
+    axes.set_xticks(middles[: STRENGTHS + 1], range(STRENGTHS + 1))
+    axes.set_yticks(middles[: len(CORRUPTIONS)], CORRUPTIONS)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
     return figure
