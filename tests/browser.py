@@ -47,8 +47,8 @@ def take_picture(report: Path, target: Path) -> None:
         whole = Image.open(io.BytesIO(page.screenshot(full_page=True)))
         parts = [
             (0, _edge(page, "nav", "bottom")),
-            (_edge(page, ".counts", "top") - 90, _edge(page, "#cell .tile", "bottom") + 12),
-            (_edge(page, "#gallery h2", "top") - 12, _edge(page, "#mistakes .tile", "bottom") + 12),
+            (_edge(page, "#classes h2 >> nth=1", "top") - 12, _edge(page, "#cell .tile", "bottom") + 4),
+            (_edge(page, "#gallery h2", "top") - 12, _edge(page, "#mistakes .tile", "bottom") + 4),
         ]
     picture = Image.new("RGB", (WIDTH, sum(bottom - top for top, bottom in parts)))
     height = 0

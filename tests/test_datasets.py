@@ -186,6 +186,12 @@ def test_hidden_files_and_folders_and_other_files_are_left_out(tmp_path):
     assert len(data.train) == 12
 
 
+@pytest.mark.parametrize("memory_fraction", [0.0, 0.25])
+def test_images_know_their_files_in_memory_and_out_of_it(tmp_path, memory_fraction):
+    train = load(image_folder(tmp_path), memory_fraction=memory_fraction).train.subset(np.array([7, 2]))
+    assert [read_image(path, 32).tolist() for path in train.paths] == [train.images[i].tolist() for i in range(2)]
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "webp", "PNG", "JPG"])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_formats_grey_and_colour(tmp_path, suffix, mode):

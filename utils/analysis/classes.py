@@ -19,7 +19,7 @@ MOST_NUMBERED_CLASSES = 20  # more cells than this squared are too small for num
 MOST_PRESSED_CLASSES = 30  # more cells than this squared are too many to press; the page shows the picture and a list
 LISTED_PAIRS = 10
 RIGHT_PER_CLASS = 20  # right images, the least confident ones, behind a cell of the diagonal
-SHADES = 10  # of a cell, from pale to deep
+SHADES = 10  # of a cell, from pale to deep; page.css has as many
 
 
 def section(predictions: Predictions, test: Split, class_names: tuple[str, ...]) -> Section:

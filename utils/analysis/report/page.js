@@ -56,7 +56,7 @@ function imageCard(position, caption = "") {
   const name = `${split === "test" ? "Test" : "Training"} image ${index}`;
   const words = element("figcaption", {}, element("span", { class: "soft" }, name));
   const card = element("figure", { class: "tile" }, picture(position, name), words);
-  const fact = (term, label) => element("span", { class: "fact" }, element("span", {}, term), classNames[label]);
+  const fact = (term, label) => element("span", { class: "fact" }, element("span", {}, `${term} `), classNames[label]);
   if (caption) words.append(element("span", { class: "caption" }, caption));
   if (!top) {
     words.append(fact("class", trueClass));
