@@ -76,8 +76,8 @@ def look(analysis: Analysis, predictions: Predictions, inputs: SectionInputs) ->
     run, test, names = analysis.run, analysis.test, analysis.model_config.class_names
     builders = {
         "curves": lambda: curves.section(run),
-        "classes": lambda: classes.section(predictions, analysis.test, names),
-        "gallery": lambda: misclassified.section(predictions, analysis.test, names, analysis.config.images),
+        "classes": lambda: classes.section(predictions, test, names),
+        "gallery": lambda: misclassified.section(predictions, test, names, analysis.config.images),
         "gradcam": lambda: explain(analysis, predictions),
         "calibration": lambda: calibration.section(predictions, inputs.validation),
         "label_issues": lambda: label_issues.section(predictions, test, names),
@@ -89,7 +89,7 @@ def look(analysis: Analysis, predictions: Predictions, inputs: SectionInputs) ->
         "compare": lambda: compare.section(run, predictions, analysis.other.run, inputs.compared, test, names),
         "model": lambda: model_summary.section(analysis.model, analysis.model_config.input_size),
     }
-    return [builders[name]() for name in analysis.sections if name in builders]
+    return [builders[name]() for name in analysis.sections]
 
 
 def explain(analysis: Analysis, predictions: Predictions) -> Section:

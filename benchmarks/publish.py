@@ -26,8 +26,10 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models import create_model
+from utils.analysis.compare import history
 from utils.analysis.figures import COLOURS, GREY, new_figure
 from utils.analysis.scores import accuracy_interval
+from utils.metrics import MetricsFile
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -70,14 +72,8 @@ class Result:
 
     def curve(self) -> tuple[list[float], list[float]]:
         """Minutes of training and test error (0 to 1) after each epoch."""
-        minutes, errors, seconds = [], [], 0.0
-        for row in self.rows:
-            if row["split"] == "train":
-                seconds += row["images"] / row["images_per_second"]
-            elif row["split"] == "test":
-                minutes.append(seconds / 60)
-                errors.append(1 - row["accuracy"])
-        return minutes, errors
+        tested = history(self.rows)
+        return [seconds / 60 for seconds in tested.seconds], [1 - accuracy for accuracy in tested.accuracy]
 
 
 def main() -> None:
@@ -112,7 +108,7 @@ def read_results(folder: Path) -> dict[str, list[Result]]:
         recipe = path.relative_to(folder).parts[0]
         read = {name: json.loads((path.parent / f"{name}.json").read_bytes()) for name in ("summary", "environment")}
         config = yaml.safe_load((path.parent / "config.yaml").read_text())
-        rows = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
+        rows = list(MetricsFile(path.parent / "metrics.jsonl").rows())
         results.setdefault(recipe, []).append(Result(recipe, path.parent, config, **read, rows=rows))
     return dict(sorted(results.items(), key=lambda item: -mean_accuracy(item[1])))
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from utils.errors import UserError
+from utils.errors import UserError, did_you_mean
 from utils.files import replace_file
 from utils.resolution import parse_resolution
 
@@ -418,20 +418,12 @@ def _not_allowed(spec: dataclasses.Field, value: Any) -> str:
     """The line for a value of the wrong type."""
     if isinstance(value, list) and _choices(spec.type):  # name the entry that is wrong
         value = next((entry for entry in value if entry not in _choices(spec.type)), value)
-    hint = _did_you_mean(value, _choices(spec.type))
+    hint = did_you_mean(str(value), _choices(spec.type))
     return f"{spec.name}: {value!r} is not allowed; {hint}it must be {_allowed_text(spec)}"
 
 
-def _did_you_mean(value: Any, choices: Sequence[str]) -> str:
-    """A suggestion where one of the choices is near, else nothing."""
-    from difflib import get_close_matches
-
-    close = get_close_matches(str(value).lower(), choices, n=1)
-    return f"did you mean {close[0]}? " if close else ""
-
-
 def _unknown(name: str, specs: dict[str, dataclasses.Field]) -> str:
-    hint = _did_you_mean(name, list(specs)).strip() or "--help lists them all"
+    hint = did_you_mean(name, list(specs)).strip() or "--help lists them all"
     return f"{name}: unknown option; {hint}"
 
 
@@ -454,7 +446,7 @@ def _explain(message: str, specs: dict[str, dataclasses.Field]) -> str:
         if name in specs:
             shown = "is not allowed; "
             if value := re.search(r"(?:Got value|Given value): (.*)", message):
-                hint = _did_you_mean(value.group(1), _choices(specs[name].type))
+                hint = did_you_mean(value.group(1), _choices(specs[name].type))
                 shown = f"{value.group(1)!r} is not allowed; {hint}"
             return f"{name}: {shown}it must be {_allowed_text(specs[name])}"
     if match := re.search(r"argument --(\w+): expected (?:one|at least one) argument", message):

@@ -64,12 +64,16 @@ def one_line(message: object) -> str:
     return " ".join(lines)
 
 
-def suggestion(name: str, allowed: Sequence[str]) -> str:
-    """What to choose from instead of a wrong name, the likeliest first."""
+def did_you_mean(name: str, allowed: Sequence[str]) -> str:
+    """A question with the likeliest of the allowed names, and a space; nothing where none is near."""
     close = {candidate.lower(): candidate for candidate in allowed}
     match = get_close_matches(name.lower(), close, n=1)
-    hint = f"did you mean {close[match[0]]}? " if match else ""
-    return f"{hint}choose from {', '.join(allowed)}"
+    return f"did you mean {close[match[0]]}? " if match else ""
+
+
+def suggestion(name: str, allowed: Sequence[str]) -> str:
+    """What to choose from instead of a wrong name, the likeliest first."""
+    return f"{did_you_mean(name, allowed)}choose from {', '.join(allowed)}"
 
 
 @contextlib.contextmanager

@@ -5,10 +5,9 @@ import dataclasses
 import tempfile
 from collections.abc import Iterator
 
-import numpy as np
-
-from data.datasets import Dataset, Split
+from data.datasets import Dataset
 from utils.config import TrainConfig
+from utils.training.loading import evenly_spaced
 
 EVALUATED = 500  # images of a fast_dev_run's evaluations: one batch
 
@@ -27,11 +26,7 @@ def shortened(data: Dataset, config: TrainConfig) -> Dataset:
     """The data set with as many images as `overfit_batches` and `fast_dev_run` leave, evenly spaced."""
     train, validation, test = data.train, data.validation, data.test
     if config.overfit_batches:
-        train = _spaced(train, config.overfit_batches * config.batch_size)
+        train = evenly_spaced(train, config.overfit_batches * config.batch_size)
     if config.fast_dev_run:
-        validation, test = validation and _spaced(validation, EVALUATED), _spaced(test, EVALUATED)
+        validation, test = validation and evenly_spaced(validation, EVALUATED), evenly_spaced(test, EVALUATED)
     return dataclasses.replace(data, train=train, validation=validation, test=test)
-
-
-def _spaced(split: Split, most: int) -> Split:
-    return split.subset(np.linspace(0, len(split) - 1, min(most, len(split))).astype(int))

@@ -29,10 +29,15 @@ def load_once_per_machine(config: TrainConfig, accelerator: Accelerator) -> Data
     return data
 
 
+def evenly_spaced(split: Split, most: int) -> Split:
+    """At most so many images of the split."""
+    return split.subset(np.linspace(0, len(split) - 1, min(most, len(split))).astype(int))
+
+
 def sample_images(split: Split, most: int) -> torch.Tensor:
     """At most so many images, evenly spaced in the split: uint8 (n, size, size, 3)."""
-    positions = np.linspace(0, len(split) - 1, min(most, len(split))).astype(int)
-    return torch.from_numpy(np.stack([split.images[position] for position in positions]))
+    sample = evenly_spaced(split, most).images
+    return torch.from_numpy(np.stack([sample[position] for position in range(len(sample))]))
 
 
 def choose_backend(config: TrainConfig, saved: str | None, split: Split, accelerator: Accelerator) -> str:
