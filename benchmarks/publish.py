@@ -27,9 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models import create_model
 from utils.analysis.compare import history
-from utils.analysis.figures import COLOURS, GREY, new_figure
-from utils.analysis.scores import accuracy_interval
-from utils.metrics import MetricsFile
+from utils.figures import COLOURS, GREY, new_figure
+from utils.metrics import MetricsFile, accuracy_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"

@@ -17,16 +17,17 @@ import analyze
 from data.datasets import load_split
 from tests.saved_runs import change
 from utils.analysis.classes import confusion_matrix_figure
-from utils.analysis.curves import epoch_curves
 from utils.analysis.inference import predict_test
 from utils.analysis.misclassified import Mistake, find_mistakes, misclassified_figure
 from utils.analysis.saved_run import open_run
-from utils.analysis.scores import accuracy_interval, most_confused
+from utils.analysis.scores import most_confused
 from utils.analysis.setup import set_up
 from utils.analysis.tracking import track_analysis
 from utils.checkpoint import export_model, load_model
 from utils.config import AnalyzeConfig
+from utils.curves import epoch_curves
 from utils.errors import UserError
+from utils.metrics import accuracy_interval
 from utils.runtime import create_accelerator
 
 ROOT = Path(__file__).parents[1]

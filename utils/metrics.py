@@ -75,6 +75,14 @@ def score(logits: Tensor, labels: Tensor) -> Scores:
     )
 
 
+def accuracy_interval(correct: int, count: int) -> tuple[float, float]:
+    """95 % interval of an accuracy of `correct` of `count` images (Wilson 1927), on a scale of 0 to 1."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(correct, count).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
 class MetricsFile:
     """metrics.jsonl: one JSON object a line, append-only; only a resume cuts off what its checkpoint does not know."""
 

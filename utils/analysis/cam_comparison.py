@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.analysis.cam_maps import Cam, class_maps
-from utils.analysis.figures import class_label, hide_axes, new_figure
 from utils.analysis.misclassified import Mistake
 from utils.analysis.overlay import draw_map, overlay
 from utils.analysis.road import road_scores
 from utils.analysis.section import Row
+from utils.figures import class_label, hide_axes, new_figure
 
 COMPARED_IMAGES = 20  # mistakes that faithfulness is measured on
 GRID_IMAGES = 6  # mistakes that are shown with every method at every layer

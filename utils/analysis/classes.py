@@ -9,11 +9,11 @@ from matplotlib.ticker import PercentFormatter
 
 from data.datasets import Split
 from utils.analysis.atlas import tiles_of
-from utils.analysis.figures import new_figure, shown_name
 from utils.analysis.misclassified import find_mistakes
 from utils.analysis.predictions import Predictions
 from utils.analysis.scores import confusion_matrix, most_confused, per_class_scores
 from utils.analysis.section import Section
+from utils.figures import new_figure, shown_name
 
 MOST_NUMBERED_CLASSES = 20  # more cells than this squared are too small for numbers
 MOST_PRESSED_CLASSES = 30  # more cells than this squared are too many to press; the page shows the picture and a list

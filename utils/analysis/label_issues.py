@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 
 from data.datasets import Split
 from utils.analysis.atlas import tiles_of
-from utils.analysis.figures import class_label, image_grid, message_figure
 from utils.analysis.predictions import Predictions
 from utils.analysis.section import Section
+from utils.figures import class_label, image_grid, message_figure
 
 SHOWN = 24
 

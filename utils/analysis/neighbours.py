@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 
 from data.datasets import Split
 from utils.analysis.atlas import Tile, tiles_of
-from utils.analysis.figures import hide_axes, message_figure, new_figure, shown_name
 from utils.analysis.misclassified import Mistake, find_mistakes
 from utils.analysis.predictions import Predictions
 from utils.analysis.section import Section
+from utils.figures import hide_axes, message_figure, new_figure, shown_name
 
 PER_IMAGE = 5
 MOST_ROWS = 10  # in neighbours.png

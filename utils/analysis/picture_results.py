@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from data.datasets import Split, read_image
 from utils.analysis.cam_maps import Cam
-from utils.analysis.figures import GREY, new_figure, shown_name
 from utils.analysis.overlay import draw_map, overlay
 from utils.analysis.report import render
 from utils.analysis.saved_run import SavedRun
 from utils.checkpoint import ModelConfig
+from utils.figures import GREY, new_figure, shown_name
 from utils.files import replace_file
 
 PRINTED = 3  # classes on the line of a picture

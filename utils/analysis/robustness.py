@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from data.datasets import Split
-from utils.analysis.figures import COLOURS, GREY, new_figure
-from utils.analysis.scores import accuracy_interval
 from utils.analysis.section import Row, Section
+from utils.figures import COLOURS, GREY, new_figure
+from utils.metrics import accuracy_interval
 
 IMAGES = 1000  # of the test set, each at every strength of every corruption
 STRENGTHS = 5

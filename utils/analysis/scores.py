@@ -7,7 +7,7 @@ import torch
 
 from utils.analysis.calibration import reliability
 from utils.analysis.predictions import Predictions
-from utils.metrics import score
+from utils.metrics import accuracy_interval, score
 
 
 def headline(predictions: Predictions, class_names: tuple[str, ...]) -> dict[str, Any]:
@@ -25,14 +25,6 @@ def headline(predictions: Predictions, class_names: tuple[str, ...]) -> dict[str
         "most_confused": most_confused(matrix, class_names),
         "misclassified_count": scores.count - scores.correct,
     }
-
-
-def accuracy_interval(correct: int, count: int) -> tuple[float, float]:
-    """95 % interval of an accuracy of `correct` of `count` images (Wilson 1927), on a scale of 0 to 1."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(correct, count).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def per_class_scores(
