@@ -127,6 +127,28 @@ def test_written_config_repeats_the_run(tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (TrainConfig, ["--lr", "1e-5", "--run_name", "1e3", "--trackers", "wandb,tensorboard", "--find_lr"]),
+        (TrainConfig, ["--config", "recipes/digits.yaml", "--epochs", "7"]),
+        (AnalyzeConfig, ["runs/a b", "--only", "curves,gallery", "--predict", "a,b.png", "c.png"]),
+    ],
+)
+def test_printed_config_is_read_back(tmp_path, capsys, monkeypatch, kind, words):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stop:
+        parse_config(kind, [*words, "--print_config"])
+    assert stop.value.code == 0
+    run = words[:1] if kind is AnalyzeConfig else []
+    again = read_config(kind, [*run, "--config", yaml_file(tmp_path, capsys.readouterr().out)])
+    assert again == read_config(kind, words)
+
+
+def test_config_with_a_mistake_is_not_printed(capsys):
+    assert mistake(capsys, "--print_config", "--epochs", "0").startswith("epochs: 0 is not allowed")
+
+
 def test_missing_yaml_names_the_path(tmp_path, capsys):
     line = mistake(capsys, "--config", str(tmp_path / "no.yaml"))
     assert line.startswith("config: ")
@@ -180,6 +202,23 @@ def test_mistyped_value_suggests_the_nearest(capsys):
     assert mistake(capsys, "--optimizer", "sdg").startswith("optimizer: 'sdg' is not allowed; did you mean sgd?")
     assert "did you mean onecycle? it must be one of onecycle, cosine" in mistake(capsys, "--schedule", "OneCycle")
     assert "did you mean" not in mistake(capsys, "--optimizer", "zzz")
+
+
+def test_mistyped_list_entry_suggests_the_nearest():
+    with pytest.raises(UserError, match=r"^only: 'curve' is not allowed; did you mean curves\?"):
+        read_config(AnalyzeConfig, ["runs/x", "--only", "gallery,curve"])
+
+
+@pytest.mark.parametrize("typed", ["recipes/digit.yaml", "digits.yaml", "digits", "recipe/digits.yaml"])
+def test_mistyped_recipe_suggests_the_nearest(capsys, monkeypatch, typed):
+    monkeypatch.chdir(ROOT)
+    line = mistake(capsys, "--config", typed)
+    assert line == f"config: {typed} is missing; did you mean recipes/digits.yaml? it must be a YAML file"
+
+
+def test_mistyped_recipe_suggests_its_neighbours(capsys, tmp_path):
+    yaml_file(tmp_path, "epochs: 3\n")
+    assert f"did you mean {tmp_path}/options.yaml?" in mistake(capsys, "--config", f"{tmp_path}/option.yaml")
 
 
 def test_help_with_a_recipe_shows_the_recipes_header(capsys):
@@ -321,11 +360,24 @@ def test_help_and_mistakes_are_answered_before_the_libraries_are_loaded(argument
     assert not imported & {"torch", "accelerate", "torchvision", "albumentations", "sklearn", "PIL", "numpy"}
 
 
-def test_help_shows_every_option_with_its_default(capsys):
+@pytest.mark.parametrize("kind", [TrainConfig, AnalyzeConfig])
+def test_help_shows_every_option_with_its_range_and_default(capsys, kind):
     with pytest.raises(SystemExit) as stop:
-        parse_config(TrainConfig, ["--help"])
-    text = capsys.readouterr().out
+        parse_config(kind, ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
     assert stop.value.code == 0
-    for spec in dataclasses.fields(TrainConfig):
-        assert f"--{spec.name} " in text
-    assert "default: 512)" in " ".join(text.split())
+    for spec in dataclasses.fields(kind):
+        assert f"--{spec.name} " in text or spec.name == "run"
+    for default in (spec.default for spec in dataclasses.fields(kind) if spec.default not in (None, "")):
+        assert isinstance(default, (bool, dataclasses._MISSING_TYPE)) or f"default: {default})" in text
+    assert "Literal" not in text
+    assert "None" not in text
+
+
+def test_help_shows_range_default_and_what_unset_means(capsys):
+    with pytest.raises(SystemExit):
+        parse_config(TrainConfig, ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "over all processes and accumulation (at least 1; default: 512)" in text
+    assert "unset: as large as fits (at least 1)" in text
+    assert "--nesterov [true|false] Nesterov momentum (sgd) (default: true)" in text

@@ -12,7 +12,7 @@ import re
 import sys
 import types
 import typing
-from argparse import ArgumentError, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from utils.errors import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean, nearest
 from utils.files import replace_file
 from utils.resolution import parse_resolution
 
@@ -28,6 +28,7 @@ DatasetName = Literal["cifar10", "cifar100", "digits", "imagefolder"]
 Tracker = Literal["wandb", "tensorboard", "trackio", "none"]
 QuickSection = Literal["curves", "classes", "gallery", "gradcam", "calibration", "label_issues", "model"]
 SlowSection = Literal["neighbours", "embedding", "robustness"]
+ACTIVATE_COMPLETION = 'eval "$(python -m utils.completion bash)" (or zsh)'
 
 
 def option(
@@ -98,66 +99,90 @@ class TrainConfig(Config):
     )
 
     crop_padding: int = option(4, "augmentation", "pixels of padding before the random crop; 0: no crop", low=0)
-    padding_mode: Literal["zeros", "reflect"] = option("zeros", "augmentation", "what crop_padding adds")
+    padding_mode: Literal["zeros", "reflect"] = option(
+        "zeros", "augmentation", "what crop_padding adds: black, or the image mirrored at its border"
+    )
     horizontal_flip: Literal["none", "random", "alternating"] = option(
-        "random", "augmentation", "none, random, or every image flipped in every other epoch"
+        "random", "augmentation", "mirror images: none, half of them at random, or each in every other epoch"
     )
     cutout: int = option(8, "augmentation", "side in pixels of the CutOut square, filled with the mean; 0: off", low=0)
-    mixup: float = option(0.0, "augmentation", "MixUp's alpha; 0: off", low=0.0)
-    cutmix: float = option(0.0, "augmentation", "CutMix's alpha; 0: off; with mixup, each batch draws one", low=0.0)
+    mixup: float = option(0.0, "augmentation", "alpha of MixUp's Beta distribution; 0: off", low=0.0)
+    cutmix: float = option(
+        0.0, "augmentation", "alpha of CutMix's Beta distribution; 0: off; with mixup, each batch draws one", low=0.0
+    )
     augment_backend: Literal["auto", "albumentations", "tensor"] = option(
         "auto",
         "augmentation",
         "albumentations: one by one on the CPU; tensor: whole batches on the device; auto: tensor where the images fit",
     )
     tta: Literal["none", "flip", "flip_translate"] = option(
-        "none", "augmentation", "test-time augmentation of the final evaluation"
+        "none",
+        "augmentation",
+        "test-time augmentation of the final evaluation: mirrored images, or shifted by a pixel too",
     )
 
     model: str = option("resnet18", "model", "architecture")
-    norm: Literal["batch", "group"] = option("batch", "model", "normalisation layer")
-    width: int = option(64, "model", "channels of the first stage", low=16)  # at 8, oneDNN 3 corrupts memory (NHWC)
+    norm: Literal["batch", "group"] = option("batch", "model", "normalisation layers; group keeps no batch statistics")
+    width: int = option(
+        64, "model", "channels of the first stage; later ones have a multiple", low=16
+    )  # at 8, oneDNN 3 corrupts memory (NHWC)
 
-    epochs: int = option(20, "training", "passes over the training set", low=1)
-    batch_size: int = option(512, "training", "images per optimizer step, over all processes and accumulation", low=1)
+    epochs: int = option(20, "length and batch", "passes over the training set", low=1)
+    batch_size: int = option(
+        512, "length and batch", "images per optimizer step, over all processes and accumulation", low=1
+    )
     micro_batch_size: int | None = option(
-        None, "training", "images per process and forward pass; unset: as large as fits", low=1
+        None, "length and batch", "images per process and forward pass; unset: as large as fits", low=1
     )
     max_steps: int | None = option(
-        None, "training", "stop after this many optimizer steps; the schedule still spans all epochs", low=1
+        None, "length and batch", "stop after this many optimizer steps; the schedule still spans all epochs", low=1
     )
     optimizer: Literal["sgd", "adamw", "muon"] = option(
-        "sgd", "training", "optimizer; muon (for filters) and adamw (for the rest) share a rate of about 0.002"
+        "sgd", "optimizer", "optimizer; muon (for filters) and adamw (for the rest) share a rate of about 0.002"
     )
     lr: float | Literal["auto"] = option(
-        0.4, "training", "peak learning rate, or auto: from a range test", low=0.0, open=True
+        0.4, "optimizer", "peak learning rate, or auto: from a range test", low=0.0, open=True
     )
-    momentum: float = option(0.9, "training", "momentum of sgd and muon, beta1 of adamw", low=0.0, high=0.9999)
-    nesterov: bool = option(True, "training", "Nesterov momentum (sgd)")
-    weight_decay: float = option(5e-4, "training", "weight decay", low=0.0)
-    decay_norm_and_bias: bool = option(True, "training", "apply weight decay to norm layers and biases too")
+    momentum: float = option(0.9, "optimizer", "momentum of sgd and muon, beta1 of adamw", low=0.0, high=0.9999)
+    nesterov: bool = option(True, "optimizer", "Nesterov momentum (sgd)")
+    weight_decay: float = option(
+        5e-4, "optimizer", "an L2 penalty in sgd, decoupled from the gradient in adamw and muon", low=0.0
+    )
+    decay_norm_and_bias: bool = option(True, "optimizer", "apply weight decay to norm layers and biases too")
     norm_bias_lr_factor: float = option(
-        1.0, "training", "the rate of the norm layers' biases, relative to lr", low=0.0, open=True
+        1.0, "optimizer", "the rate of the norm layers' biases, relative to lr", low=0.0, open=True
     )
-    label_smoothing: float = option(0.1, "training", "label smoothing of the training loss", low=0.0, high=0.99)
+    label_smoothing: float = option(0.1, "optimizer", "share of the target that all classes get", low=0.0, high=0.99)
     grad_clip_norm: float | None = option(
-        None, "training", "largest gradient norm; unset: no clipping", low=0.0, open=True
+        None, "optimizer", "largest L2 norm of the gradient; unset: no clipping", low=0.0, open=True
     )
     schedule: Literal["onecycle", "cosine", "linear", "step", "constant"] = option(
-        "onecycle", "training", "learning rate over the run, as a function of the optimizer step"
+        "onecycle", "schedule", "learning rate over the run, as a function of the optimizer step"
     )
-    warmup_fraction: float = option(0.25, "training", "share of all steps in which the rate rises", low=0.0, high=0.99)
+    warmup_fraction: float = option(0.25, "schedule", "share of all steps in which the rate rises", low=0.0, high=0.99)
     resolution: str | None = option(
-        None, "training", "smaller images first: 16@0.3,24@0.6,32 takes 16 pixels until 30 % of the steps, then 24, 32"
+        None,
+        "length and batch",
+        "smaller images first: 16@0.3,24@0.6,32 takes 16 pixels until 30 % of the steps, then 24, 32",
     )
     ema_decay: float | None = option(
-        None, "training", "evaluate an exponential moving average of the weights", low=0.0, high=0.99999
+        None,
+        "averages of the weights",
+        "evaluate an average of the weights that keeps this share of itself per step; unset: none",
+        low=0.0,
+        high=0.99999,
     )
     lookahead_steps: int | None = option(
-        None, "training", "Lookahead: steps between two pulls to the slow weights", low=1
+        None, "averages of the weights", "Lookahead: steps between two pulls to the slow weights; unset: none", low=1
     )
-    lookahead_decay: float = option(0.95, "training", "what Lookahead's slow weights keep per step", low=0.0, high=1.0)
-    find_lr: bool = option(False, "training", "run a learning-rate range test first and plot it")
+    lookahead_decay: float = option(
+        0.95,
+        "averages of the weights",
+        "share of themselves that Lookahead's slow weights keep per step",
+        low=0.0,
+        high=1.0,
+    )
+    find_lr: bool = option(False, "schedule", "run a learning-rate range test first and plot it")
 
     channels_last: bool = option(True, "hardware", "NHWC memory layout")
     compile: bool = option(False, "hardware", "torch.compile the model")
@@ -174,12 +199,29 @@ class TrainConfig(Config):
         None, "run", "also checkpoint every so many steps; unset: every epoch only", low=1
     )
     keep_checkpoints: int = option(2, "run", "newest checkpoints that are kept", low=1)
-    log_every_steps: int = option(50, "run", "steps per training line in metrics.jsonl and the trackers", low=1)
-    trackers: list[Tracker] = option(
-        ["wandb"], "run", "wandb, tensorboard, trackio (several: wandb,tensorboard) or none"
+    export: list[Literal["onnx", "torch"]] = option(
+        [], "run", "also write model/model.onnx (onnx) and model/model.pt2 (torch), checked against the checkpoint"
     )
-    project_name: str = option("image-classification", "run", "project in the trackers")
-    run_name: str | None = option(None, "run", "name in the trackers; unset: the name of output_dir")
+    push_to_hub: str | None = option(
+        None, "run", "upload model/ at the end to this repository of the Hugging Face Hub, such as user/name"
+    )
+    log_every_steps: int = option(50, "tracking", "steps per training line in metrics.jsonl and the trackers", low=1)
+    trackers: list[Tracker] = option(
+        ["wandb"], "tracking", "wandb, tensorboard, trackio (several: wandb,tensorboard) or none"
+    )
+    project_name: str | None = option(
+        None, "tracking", "project in the trackers; unset: WANDB_PROJECT, else image-classification"
+    )
+    run_name: str | None = option(
+        None, "tracking", "name in the trackers; unset: WANDB_NAME, else the name of output_dir"
+    )
+    run_group: str | None = option(
+        None, "tracking", "group of runs in the trackers, such as the seeds of one recipe; unset: WANDB_RUN_GROUP"
+    )
+    run_tags: list[str] = option([], "tracking", "tags in W&B, such as baseline,cifar10; unset: WANDB_TAGS")
+    track_model: Literal["none", "end", "all"] = option(
+        "end", "tracking", "W&B artifacts: the exported model at the end; all: also the checkpoint of every epoch"
+    )
 
     fast_dev_run: bool = option(
         False, "debugging", "one step, one batch of every evaluation, checkpoint and export, in a temporary folder"
@@ -231,7 +273,7 @@ class AnalyzeConfig(Config):
     aug_smooth: bool = option(False, "GradCAM", "means over mirrored, brighter and darker images; 6 times slower")
     eigen_smooth: bool = option(False, "GradCAM", "the first principal component instead of the sum over channels")
     num_workers: int = option(0, "hardware", "loader processes", low=0)
-    track: bool = option(True, "output", "log the results to the run's W&B run, if it has one")
+    track: bool = option(True, "output", "show the results in the run's trackers too, where it has some")
     debug: bool = option(False, "output", "show tracebacks")
 
 
@@ -250,29 +292,53 @@ def parse_config(kind: type[AnyConfig], argv: Sequence[str] | None = None, descr
 
 def read_config(kind: type[AnyConfig], argv: Sequence[str], description: str = "") -> AnyConfig:
     """As parse_config, but raises UserError."""
-    from jsonargparse import ArgumentParser, DefaultHelpFormatter
-
-    class Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-        """Shows the defaults, and the description as it is written."""
-
     specs = {spec.name: spec for spec in dataclasses.fields(kind)}  # type: ignore[arg-type]
     argv = _config_first(argv)
     for path in _config_files(argv):
         _check_file(path, specs)
         description += f"\n\n{path}:\n{header}" if (header := _header(path)) else ""
+    try:
+        values = build_parser(kind, description).parse_args(argv).as_dict()
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise UserError(_explain(str(error), specs)) from error
+    values.pop("config", None)
+    print_config = values.pop("print_config")
+    config = kind(**values)
+    if print_config:
+        print(to_yaml(dataclasses.asdict(config)), end="")
+        sys.exit(0)
+    return config
+
+
+def build_parser(kind: type[Config], description: str = "") -> Any:
+    """The command line of a script, as a parser of jsonargparse."""
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+    class Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+        """Shows the lines of the options and the description as they are written."""
+
+        def _get_help_string(self, action: Action) -> str:
+            return action.help or ""
+
     usage = f"%(prog)s {'RUN ' if kind is AnalyzeConfig else ''}[--config FILE.yaml] [--OPTION VALUE ...]"
     parser = ArgumentParser(
-        usage=usage, description=description, exit_on_error=False, allow_abbrev=False, formatter_class=Help
+        usage=usage,
+        description=description,
+        epilog="TAB completes options and their values after: " + ACTIVATE_COMPLETION,
+        exit_on_error=False,
+        allow_abbrev=False,
+        formatter_class=Help,
+        print_config=None,
     )
     groups: dict[str, Any] = {}
-    for spec in specs.values():
-        help_line = spec.metadata["help"] + _help_suffix(spec)
+    for spec in dataclasses.fields(kind):  # type: ignore[arg-type]
+        default = spec.default if spec.default is not MISSING else spec.default_factory()
+        help_line = _help_line(spec, default)
         if kind is AnalyzeConfig and spec.name == "run":
             parser.add_argument("run", type=str, help=help_line)
             continue
         group = groups.setdefault(spec.metadata["group"], None) or parser.add_argument_group(spec.metadata["group"])
         groups[spec.metadata["group"]] = group
-        default = spec.default if spec.default is not MISSING else spec.default_factory()
         extra: dict[str, Any] = {"nargs": "?", "const": True} if spec.type is bool else {}
         value_type = _name_list if typing.get_origin(spec.type) is list else spec.type
         if spec.metadata["words"]:
@@ -280,13 +346,16 @@ def read_config(kind: type[AnyConfig], argv: Sequence[str], description: str = "
         group.add_argument(
             f"--{spec.name}", type=value_type, default=default, help=help_line, metavar=_metavar(spec), **extra
         )
-    parser.add_argument("--config", action="config", help="YAML file with options; the command line wins over it")
-    try:
-        values = parser.parse_args(argv).as_dict()
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise UserError(_explain(str(error), specs)) from error
-    values.pop("config", None)
-    return kind(**values)
+    parser.add_argument(
+        "--config",
+        action="config",
+        metavar="FILE.yaml",
+        help="recipe or other YAML file with options; the command line wins over it; with --help its header is shown",
+    )
+    parser.add_argument(
+        "--print_config", action="store_true", help="print all options as YAML, as --config reads them, and end"
+    )
+    return parser
 
 
 class _Dumper(yaml.SafeDumper):
@@ -296,10 +365,14 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
 
 
+def to_yaml(options: dict[str, Any]) -> str:
+    """Options as a recipe that `--config` reads back as they are."""
+    return yaml.dump(options, Dumper=_Dumper, sort_keys=False)
+
+
 def write_config(config: Config, path: Path) -> None:
     """Writes the resolved options; `--config <path>` repeats the run."""
-    text = yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False)  # type: ignore[call-overload]
-    replace_file(path, text.encode())
+    replace_file(path, to_yaml(dataclasses.asdict(config)).encode())
 
 
 def load_config(kind: type[AnyConfig], path: Path) -> AnyConfig:
@@ -332,6 +405,8 @@ def _check_file(path: str, specs: dict[str, dataclasses.Field]) -> None:
     """Raises UserError naming the file unless it is a YAML mapping of options to plain values."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"config: {path} is missing; {_near_file(path)}it must be a YAML file") from error
     except OSError as error:
         raise UserError(f"config: {path} cannot be read ({error.strerror}); it must be a YAML file") from error
     except (yaml.YAMLError, ValueError) as error:
@@ -345,6 +420,14 @@ def _check_file(path: str, specs: dict[str, dataclasses.Field]) -> None:
             raise UserError(_not_allowed(specs[name], "null"))
         if specs[name].metadata["words"] and not _fits(value, specs[name].type):
             raise UserError(_not_allowed(specs[name], value))
+
+
+def _near_file(path: str) -> str:
+    """A question with the recipe or the YAML file of the same folder that was likely meant; nothing if none is near."""
+    folders = (Path("recipes"), Path(path).parent)
+    files = {file.stem: str(file) for folder in folders for file in sorted(folder.glob("*.yaml"))}
+    near = nearest(Path(path).stem, list(files))
+    return f"did you mean {files[near]}? " if near else ""
 
 
 def _header(path: str) -> str:
@@ -367,12 +450,13 @@ def _members(kind: Any) -> tuple[Any, ...]:
     )
 
 
-def _choices(kind: Any) -> list[str]:
+def allowed_names(kind: Any) -> list[str]:
+    """The names that a value, or each entry of a list, can be one of."""
     found: list[str] = []
     for member in _members(kind):
         if typing.get_origin(member) is list:
-            member = typing.get_args(member)[0]
-        if typing.get_origin(member) is Literal:
+            found += allowed_names(typing.get_args(member)[0])
+        elif typing.get_origin(member) is Literal:
             found += [str(value) for value in typing.get_args(member)]
     return found
 
@@ -408,7 +492,7 @@ def _allowed_text(spec: dataclasses.Field) -> str:
     parts = [names[member] for member in _members(spec.type) if member in names]
     if parts and (bounds := _range_text(spec)):
         parts[0] += " " + bounds
-    choices = _choices(spec.type)
+    choices = allowed_names(spec.type)
     if len(choices) > 1:
         parts.append(f"one of {', '.join(choices)}")
     return " or ".join(parts + choices[: len(choices) == 1])
@@ -416,9 +500,9 @@ def _allowed_text(spec: dataclasses.Field) -> str:
 
 def _not_allowed(spec: dataclasses.Field, value: Any) -> str:
     """The line for a value of the wrong type."""
-    if isinstance(value, list) and _choices(spec.type):  # name the entry that is wrong
-        value = next((entry for entry in value if entry not in _choices(spec.type)), value)
-    hint = did_you_mean(str(value), _choices(spec.type))
+    if isinstance(value, list) and allowed_names(spec.type):  # name the entry that is wrong
+        value = next((entry for entry in value if entry not in allowed_names(spec.type)), value)
+    hint = did_you_mean(str(value), allowed_names(spec.type))
     return f"{spec.name}: {value!r} is not allowed; {hint}it must be {_allowed_text(spec)}"
 
 
@@ -428,15 +512,20 @@ def _unknown(name: str, specs: dict[str, dataclasses.Field]) -> str:
 
 
 def _metavar(spec: dataclasses.Field) -> str:
-    choices = _choices(spec.type)
+    choices = allowed_names(spec.type)
     if choices:
         return "{" + ",".join((["X"] if _accepts_numbers(spec.type) else []) + choices) + "}"
     return {int: "N", float: "X", bool: "true|false"}.get(_members(spec.type)[0], "TEXT")
 
 
-def _help_suffix(spec: dataclasses.Field) -> str:
-    bounds = _range_text(spec)
-    return f" ({bounds})" if bounds else ""
+def _help_line(spec: dataclasses.Field, default: Any) -> str:
+    """What an option does, its range and its default, which is not shown where nothing is set."""
+    if isinstance(default, list):
+        default = ",".join(default)
+    default = str(default).lower() if isinstance(default, bool) else default
+    parts = [_range_text(spec), "" if default in (None, "") else f"default: {default}"]
+    text = "; ".join(filter(None, parts))
+    return spec.metadata["help"] + (f" ({text})" if text else "")
 
 
 def _explain(message: str, specs: dict[str, dataclasses.Field]) -> str:
@@ -446,7 +535,7 @@ def _explain(message: str, specs: dict[str, dataclasses.Field]) -> str:
         if name in specs:
             shown = "is not allowed; "
             if value := re.search(r"(?:Got value|Given value): (.*)", message):
-                hint = did_you_mean(value.group(1), _choices(specs[name].type))
+                hint = did_you_mean(value.group(1), allowed_names(specs[name].type))
                 shown = f"{value.group(1)!r} is not allowed; {hint}"
             return f"{name}: {shown}it must be {_allowed_text(specs[name])}"
     if match := re.search(r"argument --(\w+): expected (?:one|at least one) argument", message):

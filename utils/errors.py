@@ -64,11 +64,17 @@ def one_line(message: object) -> str:
     return " ".join(lines)
 
 
-def did_you_mean(name: str, allowed: Sequence[str]) -> str:
-    """A question with the likeliest of the allowed names, and a space; nothing where none is near."""
+def nearest(name: str, allowed: Sequence[str]) -> str | None:
+    """The likeliest of the allowed names instead of a wrong one; None where none is near."""
     close = {candidate.lower(): candidate for candidate in allowed}
     match = get_close_matches(name.lower(), close, n=1)
-    return f"did you mean {close[match[0]]}? " if match else ""
+    return close[match[0]] if match else None
+
+
+def did_you_mean(name: str, allowed: Sequence[str]) -> str:
+    """A question with the nearest of the allowed names, and a space; nothing where none is near."""
+    near = nearest(name, allowed)
+    return f"did you mean {near}? " if near else ""
 
 
 def suggestion(name: str, allowed: Sequence[str]) -> str:
