@@ -2,6 +2,7 @@
 
 import ast
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -54,30 +55,110 @@ def test_every_shell_command_that_can_fail_stops_the_notebook(notebook):
                 assert following.startswith("assert not _exit_code")
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(620)
-def test_notebook_runs_from_end_to_end(notebook, tmp_path, monkeypatch):
-    """As on Colab, but on the digits, from a clone of this checkout (what is committed), on the CPU."""
+@pytest.fixture
+def on_colab(tmp_path, monkeypatch) -> Path:
+    """The kernel's environment, with a stand-in for Colab's own package; returns where it mounts the Drive."""
+    package = tmp_path / "packages" / "google" / "colab"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "drive.py").write_text(
+        "from pathlib import Path\n\n\ndef mount(path):\n    Path(path, 'MyDrive').mkdir(parents=True, exist_ok=True)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    return tmp_path / "drive"
+
+
+def execute(notebook: nbformat.NotebookNode, folder: Path, drive: Path, max_steps: int, cells: int | None = None):
+    """Runs the notebook, or its first cells, in a kernel of its own: the digits, from a clone of what is committed."""
     parameters = {
-        "REPOSITORY": ROOT.as_uri(),
-        "FOLDER": str(tmp_path / "clone"),
-        "RECIPE": "recipes/digits.yaml",
-        "OUTPUT": "runs/tiny",
-        "ACCELERATE": "--num_processes 1 --num_machines 1 --dynamo_backend no --mixed_precision no",
-        "OPTIONS": "--find_lr --width 16 --image_size 16 --batch_size 16 --max_steps 5 --trackers none",
-        "WANDB_LOGIN": False,
+        "REPOSITORY": repr(ROOT.as_uri()),
+        "FOLDER": f"Path({str(folder / 'clone')!r})",
+        "DRIVE": f"Path({str(drive)!r})",
+        "OUTPUT_DIR": "DRIVE / 'MyDrive/all runs/tiny'",
+        "RECIPE": "'recipes/digits.yaml'",
+        "EPOCHS": "1",
+        "OPTIONS": f"'--find_lr --width 16 --image_size 16 --batch_size 16 --max_steps {max_steps} --trackers none'",
+        "PRECISION": "'no'",
+        "WANDB_LOGIN": "False",
     }
+    notebook = nbformat.from_dict(notebook)
+    notebook.cells = notebook.cells[:cells]
     cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     assert assigned_names(cell.source) == set(parameters)
     imports = [line for line in cell.source.splitlines() if line.startswith("from ")]
-    cell.source = "\n".join(imports + [f"{name} = {value!r}" for name, value in parameters.items()])
+    cell.source = "\n".join(imports + [f"{name} = {value}" for name, value in parameters.items()])
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
+    return notebook
 
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
 
+def printed(notebook: nbformat.NotebookNode) -> str:
+    return "".join(output.get("text", "") for cell in code_cells(notebook) for output in cell.outputs)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(620)
+def test_notebook_runs_from_end_to_end_and_goes_on_after_a_disconnect(notebook, tmp_path, on_colab):
+    training = next(place for place, cell in enumerate(notebook.cells) if "accelerate launch" in cell.source)
+    begun = execute(notebook, tmp_path, on_colab, max_steps=3, cells=training + 1)
+    assert "3 steps" in printed(begun)
+    shutil.rmtree(tmp_path / "clone")  # the machine is gone, the Drive is not
+
+    notebook = execute(notebook, tmp_path, on_colab, max_steps=5)
+    text = printed(notebook)
+    run = on_colab / "MyDrive/all runs/tiny"
+    assert f"resumed from {run}/checkpoints/step-000003 (step 3)" in text
+    assert "5 steps" in text
+    assert "Linear" in text  # the model summary
     shown = [output.data for cell in code_cells(notebook) for output in cell.outputs if "data" in output]
     assert sum("image/png" in data for data in shown) == 5  # curves, learning rate, range test, mistakes, GradCAM
     table = next(data["text/markdown"] for data in shown if "text/markdown" in data)
     assert table.startswith("| | accuracy | images |")
     assert len(table.splitlines()) == 2 + 10
+    [html] = [data["text/html"] for data in shown if "text/html" in data]
+    assert_report_can_be_read(html)
+
+
+def assert_report_can_be_read(html: str) -> None:
+    """In a real browser: the page inside the cell's output answers, and following its links does not leave it."""
+    pytest.importorskip("playwright.sync_api")
+    from tests.browser import find_chromium, open_browser
+
+    if not find_chromium():
+        return
+    with open_browser() as browser:
+        page = browser.new_page()
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.set_content(html)
+        report = page.frame_locator("iframe")
+        mistakes = report.locator("#mistakes .tile")
+        mistakes.first.wait_for()
+        for link in report.locator("nav a").all():
+            link.click()
+        assert mistakes.count() > 0
+        [frame] = page.main_frame.child_frames
+        assert frame.url.startswith("about:srcdoc")
+        assert errors == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [("DRIVE / 'MyDrive/results/mine'", "runs/mine"), ("Path('runs/other')", "runs/other")],
+)
+def test_anywhere_but_on_colab_the_run_lies_in_runs(notebook, wanted, found):
+    cell = next(cell for cell in code_cells(notebook) if "google.colab" in cell.source)
+    names = {"Path": Path, "DRIVE": Path("/content/drive")}
+    names["OUTPUT_DIR"] = eval(wanted, names)
+    exec(cell.source, names)
+    assert names["OUTPUT_DIR"] == Path(found)
+
+
+def test_on_colab_a_run_outside_the_drive_asks_for_no_drive(notebook, tmp_path, on_colab, monkeypatch):
+    cell = next(cell for cell in code_cells(notebook) if "google.colab" in cell.source)
+    names = {"Path": Path, "DRIVE": on_colab, "OUTPUT_DIR": Path("runs/other")}
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    exec(cell.source, names)
+    assert names["OUTPUT_DIR"] == Path("runs/other")
+    assert not on_colab.exists()
