@@ -1,116 +1,29 @@
-"""Data sets as arrays of uint8 RGB images with labels; every set brings class names, size, mean and std."""
+"""Data sets as arrays of uint8 RGB images with labels; every set brings class names, size, mean and std.
+
+To add one: a function that loads its splits, a line in SOURCES, and its name in utils/config.py (docs/extending/).
+"""
 
 import math
 import os
 import socket
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import Protocol
 from urllib.error import URLError
 
 import numpy as np
 import psutil
-from PIL import Image, ImageOps
+from PIL import Image
 
 from data.decoded import decode_once
+from data.images import SUFFIXES, ImageFiles, Images, Split, as_square
 from utils.errors import EnvironmentFault, UserError
-from utils.launcher import available_cores, local_world_size
+from utils.launcher import local_world_size
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 STATISTICS_SAMPLE = 20_000  # images that mean and std are computed from where the images stay on disk
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
-# Bytes of an average file from which on threads decode faster than one. Around small images Pillow takes and gives
-# back the interpreter's lock so often that two threads need twice the time of one (CIFAR-10 as JPEG, 1 KB each).
-THREADS_PAY_FROM = 8 * 1024
-
-
-class Images(Protocol):
-    """Images by position: each uint8, (size, size, 3), RGB."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> np.ndarray: ...
-
-
-class ImageFiles:
-    """Images that stay on disk and are decoded when they are asked for."""
-
-    def __init__(self, paths: Sequence[str | Path], size: int):
-        self.paths, self.size = paths, size
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return read_image(self.paths[index], self.size)
-
-    def decode(self, indices: Sequence[int], block: int = 64) -> np.ndarray:
-        """The images at these positions as one array, uint8 (n, size, size, 3)."""
-        decoded = np.empty((len(indices), self.size, self.size, 3), np.uint8)
-
-        def fill(start: int) -> None:
-            for position in range(start, min(start + block, len(indices))):
-                decoded[position] = self[indices[position]]
-
-        with ThreadPoolExecutor(self._threads()) as pool:
-            list(pool.map(fill, range(0, len(indices), block)))
-        return decoded
-
-    def _threads(self) -> int:
-        """As many as pay for files of this size."""
-        sample = self.paths[:: max(1, len(self.paths) // 100)]
-        sizes = [os.path.getsize(path) for path in sample if os.path.isfile(path)]
-        return available_cores() if sum(sizes) >= THREADS_PAY_FROM * len(sizes) else 1
-
-
-class Selected:
-    """Some images of an array that stays whole, where all processes of the machine share it.
-
-    Position i is array[indices[i]]; a slice or an array of positions gives a copy of those images.
-    """
-
-    def __init__(self, array: np.ndarray, indices: np.ndarray):
-        self.array, self.indices = array, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray:
-        return self.array[self.indices[index]]
-
-
-@dataclass(frozen=True)
-class Split:
-    """Part of a data set: `images` (uint8, RGB, HWC), `labels` (int64, one per image), `paths` where they are files."""
-
-    images: Images
-    labels: np.ndarray
-    paths: Sequence[str] = ()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def subset(self, indices: np.ndarray) -> "Split":
-        images = self.images
-        paths = [self.paths[index] for index in indices] if self.paths else ()
-        if isinstance(images, ImageFiles):
-            chosen: Images = ImageFiles([images.paths[index] for index in indices], images.size)
-        elif isinstance(images, Selected):
-            chosen = Selected(images.array, images.indices[indices])
-        else:
-            chosen = Selected(images, indices)
-        return Split(chosen, self.labels[indices], paths)
-
-    def in_memory(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """The array that has the images, (n, size, size, 3), and their positions in it; None if they are on disk."""
-        if isinstance(self.images, ImageFiles):
-            return None
-        if isinstance(self.images, Selected):
-            return self.images.array, self.images.indices
-        return self.images, np.arange(len(self.images))
 
 
 @dataclass(frozen=True)
@@ -154,11 +67,15 @@ def load_split(
     name: str, data_dir: str | Path, split: str, image_size: int = 32, memory_fraction: float = 0.25
 ) -> tuple[Split, tuple[str, ...]]:
     """The "train" or "test" split and the class names. Downloads nothing (see download)."""
-    if name == "digits":
-        return _digits(split, image_size)
-    if name == "imagefolder":
-        return _image_folder(Path(data_dir), split, image_size, memory_fraction)
-    return _cifar(name, Path(data_dir), split)
+    return SOURCES[name].load(Path(data_dir), split, image_size, memory_fraction)
+
+
+def download(name: str, data_dir: str | Path) -> None:
+    """Fetches a data set into data_dir unless it is there. Call it on one process per machine.
+
+    Raises EnvironmentFault where there is no connection, with what to do instead.
+    """
+    SOURCES[name].download(Path(data_dir))
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -203,7 +120,7 @@ def _blocks(images: Images, pixels: int = 2_000_000):
 # -- scikit-learn's handwritten digits: embedded, no download ---------------------------------------------------------
 
 
-def _digits(split: str, image_size: int) -> tuple[Split, tuple[str, ...]]:
+def _digits(data_dir: Path, split: str, image_size: int, memory_fraction: float) -> tuple[Split, tuple[str, ...]]:
     """1,437 training and 360 test images of 8x8 grey pixels, upscaled to image_size, as RGB."""
     from sklearn.datasets import load_digits
 
@@ -211,7 +128,7 @@ def _digits(split: str, image_size: int) -> tuple[Split, tuple[str, ...]]:
     train, test = stratified_split(bunch.target, 0.2, seed=0)
     indices = train if split == "train" else test
     small = (bunch.images[indices] * (255 / 16)).round().astype(np.uint8)
-    images = np.stack([_resize(Image.fromarray(image).convert("RGB"), image_size) for image in small])
+    images = np.stack([as_square(Image.fromarray(image), image_size) for image in small])
     return Split(images, bunch.target[indices].astype(np.int64)), tuple(str(name) for name in bunch.target_names)
 
 
@@ -226,13 +143,8 @@ def _cifar_class(name: str):
     return {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
 
 
-def download(name: str, data_dir: str | Path) -> None:
-    """Fetches CIFAR into data_dir unless it is there with the right checksums. Call it on one process per machine.
-
-    Raises EnvironmentFault where there is no connection, with what to do instead.
-    """
-    if name not in CIFAR_ARCHIVES:
-        return
+def _download_cifar(name: str, data_dir: Path) -> None:
+    """Fetches CIFAR unless it is there with the right checksums."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
@@ -240,13 +152,15 @@ def download(name: str, data_dir: str | Path) -> None:
     except (URLError, HTTPException, OSError, RuntimeError) as error:
         raise EnvironmentFault(
             f"{name} could not be downloaded ({type(error).__name__}: {error}); put {CIFAR_ARCHIVES[name]} into "
-            f"{Path(data_dir).resolve()}, or go on without it: --dataset digits"
+            f"{data_dir.resolve()}, or go on without it: --dataset digits"
         ) from error
     finally:
         socket.setdefaulttimeout(before)
 
 
-def _cifar(name: str, data_dir: Path, split: str) -> tuple[Split, tuple[str, ...]]:
+def _cifar(
+    name: str, data_dir: Path, split: str, image_size: int, memory_fraction: float
+) -> tuple[Split, tuple[str, ...]]:
     kind = _cifar_class(name)
 
     @cache
@@ -318,28 +232,31 @@ def _class_folders(folder: Path) -> list[str]:
     return names
 
 
-def read_image(path: str | Path, size: int) -> np.ndarray:
-    """Decodes one file to uint8 RGB (size, size, 3): upright, scaled to cover the square, cropped at its centre.
+# -- all of them, by name ---------------------------------------------------------------------------------------------
 
-    Raises UserError naming the path of an unreadable file.
+
+def _nothing(data_dir: Path) -> None:
+    """Downloads nothing."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set comes from.
+
+    Attributes:
+        load: (data_dir, split, image_size, memory_fraction) to the "train" or "test" split and the class names.
+        download: fetches it into data_dir unless it is there.
+        in_folder: whether it is read from data_dir.
     """
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (size, size))
-            ImageOps.exif_transpose(image, in_place=True)
-            return _resize(_rgb(image), size)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"data_dir: {path} is not a readable image ({error})") from error
+
+    load: Callable[[Path, str, int, float], tuple[Split, tuple[str, ...]]]
+    download: Callable[[Path], None] = _nothing
+    in_folder: bool = True
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """As RGB with 8 bits a channel; Pillow itself would cut 16-bit grey off at 255."""
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _resize(image: Image.Image, size: int) -> np.ndarray:
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image)
+SOURCES = {
+    "cifar10": Source(partial(_cifar, "cifar10"), partial(_download_cifar, "cifar10")),
+    "cifar100": Source(partial(_cifar, "cifar100"), partial(_download_cifar, "cifar100")),
+    "digits": Source(_digits, in_folder=False),
+    "imagefolder": Source(_image_folder),
+}

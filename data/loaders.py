@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from data.augmentation import Augmentation
-from data.datasets import ImageFiles, Split
+from data.images import ImageFiles, Split
 from data.tensor_augmentation import TensorAugmentation
 
 

@@ -14,6 +14,7 @@ import zlib
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -22,14 +23,15 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from data.datasets import (
     CIFAR_ARCHIVES,
+    SOURCES,
     Dataset,
-    ImageFiles,
     channel_statistics,
     download,
     load_dataset,
-    read_image,
     stratified_split,
 )
+from data.images import ImageFiles, read_image
+from utils.config import DatasetName
 from utils.errors import EnvironmentFault, UserError, one_line
 
 ROOT = Path(__file__).parents[1]
@@ -560,6 +562,10 @@ def test_a_changed_byte_in_the_archive_is_refused(tmp_path, monkeypatch, name, k
 def test_missing_cifar_names_folder_and_file(tmp_path):
     with pytest.raises(UserError, match=rf"data_dir: {tmp_path} does not hold cifar10 \(put cifar-10-python.tar.gz"):
         load_dataset("cifar10", tmp_path)
+
+
+def test_the_option_knows_every_data_set():
+    assert get_args(DatasetName) == tuple(SOURCES)
 
 
 def test_digits_and_folders_need_no_download(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import data.datasets
+import data.images
 from data import decoded
 from data.datasets import ImageFiles, load_dataset, load_split
 from data.decoded import decode_once
@@ -48,7 +49,7 @@ def refuse(*_):
 def test_second_start_decodes_nothing(root, monkeypatch):
     first = load(root)
     assert stored(root) == ["test-32", "train-32"]
-    monkeypatch.setattr(data.datasets, "read_image", refuse)
+    monkeypatch.setattr(data.images, "read_image", refuse)
     second = load(root)
     assert (second.train.images == first.train.images).all()
     assert (second.test.images == first.test.images).all()
@@ -66,7 +67,7 @@ def test_stored_images_are_those_of_the_files(root):
 
 def test_moved_folder_keeps_its_store(root, monkeypatch):
     first = load(root)
-    monkeypatch.setattr(data.datasets, "read_image", refuse)
+    monkeypatch.setattr(data.images, "read_image", refuse)
     assert (load(root.rename(root.with_name("moved"))).train.images == first.train.images).all()
 
 
@@ -110,7 +111,7 @@ def test_sizes_stand_side_by_side(root, monkeypatch):
     for size in (32, 16):
         load(root, image_size=size)
     assert stored(root) == ["test-16", "test-32", "train-16", "train-32"]
-    monkeypatch.setattr(data.datasets, "read_image", refuse)
+    monkeypatch.setattr(data.images, "read_image", refuse)
     assert load(root, image_size=32).train.images.shape == (12, 32, 32, 3)
     assert load(root, image_size=16).train.images.shape == (12, 16, 16, 3)
 
@@ -119,7 +120,7 @@ def test_sizes_stand_side_by_side(root, monkeypatch):
 def test_another_decoder_decodes_again(root, monkeypatch, module, name):
     load(root)
     monkeypatch.setattr(module, name, "another")
-    monkeypatch.setattr(data.datasets, "read_image", refuse)
+    monkeypatch.setattr(data.images, "read_image", refuse)
     with pytest.raises(AssertionError, match="an image was decoded"):
         load(root)
 
@@ -151,8 +152,8 @@ def test_missing_target_of_a_link_is_an_unreadable_image(root):
 
 @pytest.mark.parametrize("pays_from", [0, 1 << 40])
 def test_threads_change_nothing(root, monkeypatch, pays_from):
-    monkeypatch.setattr(data.datasets, "THREADS_PAY_FROM", pays_from)
-    monkeypatch.setattr(data.datasets, "available_cores", lambda: 4)
+    monkeypatch.setattr(data.images, "THREADS_PAY_FROM", pays_from)
+    monkeypatch.setattr(data.images, "available_cores", lambda: 4)
     files = load(root, memory_fraction=0.0).train.images
     assert (files.decode(range(12), block=2) == from_files(root, "train")).all()
     assert (files.decode([7, 3]) == from_files(root, "train")[[7, 3]]).all()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data.augmentation import Augmentation
-from data.datasets import ImageFiles, Split
+from data.images import ImageFiles, Split
 from data.loaders import Batch, DeviceLoader, EvaluationLoader, Steps, TrainLoader, epoch_order, to_input
 from data.tensor_augmentation import TensorAugmentation
 from utils.errors import UserError

@@ -15,7 +15,7 @@ import analyze
 from data.datasets import load_split
 from tests.saved_runs import change, refusal
 from utils.analysis.inference import predict_test
-from utils.analysis.saved_run import trained_precision
+from utils.analysis.saved_run import open_run, trained_precision
 from utils.analysis.setup import make_folder
 from utils.checkpoint import FORMAT_VERSION
 from utils.config import AnalyzeConfig, parse_config
@@ -63,6 +63,14 @@ def as_version_1(run: Path) -> None:
 
 
 # -- a run and its parts ----------------------------------------------------------------------------------------------
+
+
+def test_a_mistyped_run_suggests_its_neighbour(tmp_path):
+    (tmp_path / "resnet18").mkdir()
+    with pytest.raises(UserError, match=rf"^run: {tmp_path}/resnet81 .*; did you mean {tmp_path}/resnet18\?$"):
+        open_run(tmp_path / "resnet81")
+    with pytest.raises(UserError, match=r"is not a folder$"):
+        open_run(tmp_path / "zzz")
 
 
 def test_a_stopped_run_is_analysed_from_its_newest_checkpoint(run, capsys):

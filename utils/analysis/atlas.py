@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.datasets import Images, Split
+from data.images import Images, Split
 from utils.analysis.predictions import Predictions
 
 LONGEST_SIDE = 64  # pixels: larger images are scaled down

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from tqdm import tqdm
 
-from data.datasets import Split, read_image
+from data.images import Split, read_image
 from utils.analysis.cam_maps import Cam
 from utils.analysis.overlay import draw_map, overlay
 from utils.analysis.report import render

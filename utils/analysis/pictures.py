@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.datasets import SUFFIXES, ImageFiles, Split
+from data.images import SUFFIXES, ImageFiles, Split
 from utils.errors import UserError
 
 UNKNOWN = -1  # the label of a picture that has none

@@ -4,12 +4,12 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from data.datasets import Split, load_split
+from data.datasets import SOURCES, Split, load_split
 from utils.checkpoint import MANIFEST, ModelConfig, damage, newest_checkpoint
-from utils.config import DatasetName, TrainConfig, load_config
-from utils.errors import UserError
+from utils.config import TrainConfig, load_config
+from utils.errors import UserError, nearest
 from utils.metrics import MetricsFile
 
 WEIGHTS = "model.safetensors"
@@ -64,18 +64,20 @@ class SavedRun:
         Raises UserError where nobody has named the data set, or its classes are not those of the model.
         """
         if self.dataset is None:
+            embedded = ", ".join(name for name, source in SOURCES.items() if not source.in_folder)
             raise UserError(
                 f"dataset: {self.path} does not say which images it is for; name them with --dataset "
-                f"({', '.join(get_args(DatasetName))}) and, except for digits, --data_dir"
+                f"({', '.join(SOURCES)}) and, except for {embedded}, --data_dir"
             )
-        if self.dataset != "digits" and not (self.data_dir and Path(self.data_dir).is_dir()):
+        source = SOURCES[self.dataset]
+        if source.in_folder and not (self.data_dir and Path(self.data_dir).is_dir()):
             where = f"{self.data_dir} is not a folder" if self.data_dir else "it is not known where the images are"
             raise UserError(f"data_dir: {where}; name the folder of the data set with --data_dir")
         split, class_names = load_split(
             self.dataset, self.data_dir or "", name, model_config.image_size, self.config.memory_fraction
         )
         if class_names != model_config.class_names:
-            where = "" if self.dataset == "digits" else f" in {self.data_dir}"
+            where = f" in {self.data_dir}" if source.in_folder else ""
             raise UserError(
                 f"data_dir: the classes of {self.dataset}{where} ({some(class_names)}) are not those of the model "
                 f"({some(model_config.class_names)}); name its data set with --dataset and --data_dir"
@@ -94,7 +96,9 @@ def open_run(path: Path, option: str = "run", dataset: str | None = None, data_d
         dataset, data_dir: the images to use instead of the run's own test and training images.
     """
     if not path.is_dir():
-        raise UserError(f"{option}: {path} is not a folder")
+        near = nearest(path.name, [folder.name for folder in path.parent.glob("*") if folder.is_dir()])
+        hint = f"; did you mean {path.parent / near}?" if near else ""
+        raise UserError(f"{option}: {path} is not a folder{hint}")
     directory = _run_directory(path)
     if directory is None and not (path / WEIGHTS).is_file():
         raise UserError(
