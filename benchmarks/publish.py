@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models import create_model
 from utils.analysis.compare import history
+from utils.duration import duration
 from utils.figures import COLOURS, GREY, new_figure
 from utils.metrics import MetricsFile, accuracy_interval
 
@@ -153,11 +154,6 @@ def command(result: Result) -> str:
     if result.environment["mixed_precision"] == "bf16":
         launch += " --config_file accelerate_configs/bf16.yaml"
     return " ".join([launch, words[0], *kept])
-
-
-def duration(seconds: float) -> str:
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{seconds / 60:.1f} min"
 
 
 def with_table(page: str, text: str) -> str:

@@ -15,6 +15,7 @@ from utils.analysis.atlas import Atlas
 from utils.analysis.saved_run import SavedRun
 from utils.analysis.section import Section
 from utils.config import TrainConfig
+from utils.duration import duration
 
 MOST_BYTES = 7_800_000  # of figures and pictures; with script and style the page stays under 8 MB, as mail wants it
 LABELS = {  # of the sections in the navigation
@@ -61,16 +62,8 @@ def recipe(options: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in options.items()
-        if name in MAIN_OPTIONS or (value != defaults[name] and groups[name] not in ("hardware", "run"))
+        if name in MAIN_OPTIONS or (value != defaults[name] and groups[name] not in ("hardware", "run", "tracking"))
     }
-
-
-def duration(seconds: float) -> str:
-    """In words: 42.1 s, 12 min 5 s, 3 h 20 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def picture_uri(picture: np.ndarray | Path) -> str:
