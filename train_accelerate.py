@@ -29,7 +29,6 @@ from tqdm import tqdm
 from data.datasets import download
 from data.loaders import Batch, to_input
 from models import create_model
-from utils.checkpoint import export_model
 from utils.errors import Interrupted, run_script, together
 from utils.metrics import RunningMean, Scores
 from utils.resolution import fresh_statistics
@@ -42,6 +41,7 @@ from utils.training.lr_finder import range_test, write_range_test
 from utils.training.micro_batch import fit_micro_batch_size, micro_batches
 from utils.training.optimizers import create_optimizer, set_learning_rate
 from utils.training.preemption import StopRequest
+from utils.training.release import check_release, push, write_exports, write_model_folder
 from utils.training.run import Run
 from utils.training.state import FILES, saved_option
 
@@ -71,6 +71,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         finally:
             run.close()
     accelerator.end_training()
+    if accelerator.is_main_process:
+        push(config)
     return summary
 
 
@@ -78,6 +80,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Run:
     """Data, model and optimizer, fresh or as in the checkpoint to go on from."""
     device = accelerator.device
     with together(accelerator):
+        check_release(config, accelerator.is_main_process)
         with torch.device("meta"):  # a mistaken model is not worth a download
             create_model(config.model, 1, norm=config.norm, width=config.width)
         if accelerator.is_local_main_process:
@@ -283,11 +286,12 @@ def finish(run: Run, scores: Scores | None) -> dict[str, Any]:
     if run.best is not None or scores is None:
         scores = run.evaluate(run.data.test)
     plain, scores = scores, scores if config.tta == "none" else run.evaluate(run.data.test, tta=config.tta)
+    summary = run.summary(scores, plain)
     with together(accelerator):
         if accelerator.is_main_process:
-            export_model(run.directory.path / "model", run.model_config, run.reported.state_dict())
-    summary = run.summary(scores, plain)
+            write_model_folder(run, summary)
     run.directory.finish(summary)
+    write_exports(run, summary)
     then = "everything runs" if config.fast_dev_run else f"next: python analyze.py {config.output_dir}"
     accelerator.print(
         f"test accuracy {scores.correct}/{scores.count} ({scores.accuracy:.2%}), {state.step} steps in "

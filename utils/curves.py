@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from utils.figures import COLOURS, new_figure
 
@@ -54,7 +54,9 @@ def curves_figure(curves: dict[str, list[Point]]) -> Figure:
     losses = [point.loss for points in curves.values() for point in points]
     if losses and 0 < min(losses) < max(losses) / LOG_SCALE_FROM:
         loss.set_yscale("log")
+        loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         loss.yaxis.set_major_formatter("{x:g}")
+        loss.yaxis.set_minor_formatter(NullFormatter())
     loss.set(title="Loss", ylabel="cross-entropy per image" + (", log scale" if loss.get_yscale() == "log" else ""))
     accuracy.set(title="Accuracy", xlabel="epoch", ylabel="share of images classified right")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1))

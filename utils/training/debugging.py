@@ -14,12 +14,14 @@ EVALUATED = 500  # images of a fast_dev_run's evaluations: one batch
 
 @contextlib.contextmanager
 def dev_run(config: TrainConfig) -> Iterator[TrainConfig]:
-    """With `fast_dev_run`, the config of one step in a folder that is deleted afterwards, and of no tracker."""
+    """With `fast_dev_run`, the config of one step in a folder that is deleted afterwards, told to nobody."""
     if not config.fast_dev_run:
         yield config
         return
     with tempfile.TemporaryDirectory(prefix="fast_dev_run-") as folder:
-        yield dataclasses.replace(config, max_steps=1, trackers=["none"], output_dir=folder, resume="never")
+        yield dataclasses.replace(
+            config, max_steps=1, trackers=["none"], push_to_hub=None, output_dir=folder, resume="never"
+        )
 
 
 def shortened(data: Dataset, config: TrainConfig) -> Dataset:
