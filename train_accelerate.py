@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from data.datasets import download
 from data.loaders import Batch, to_input
-from models import create_model
+from models import create_model, model_arguments
+from models.norm import with_synchronised_batch_norm
 from utils.errors import Interrupted, run_script, together
 from utils.metrics import RunningMean, Scores
 from utils.resolution import fresh_statistics
@@ -82,7 +83,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Run:
     with together(accelerator):
         check_release(config, accelerator.is_main_process)
         with torch.device("meta"):  # a mistaken model is not worth a download
-            create_model(config.model, 1, norm=config.norm, width=config.width)
+            create_model(config.model, 1, **model_arguments(config, config.image_size))
         if accelerator.is_local_main_process:
             download(config.dataset, config.data_dir)
     data = shortened(load_once_per_machine(config, accelerator), config)
@@ -95,13 +96,13 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Run:
         loader = create_train_loader(config, backend, data, accelerator)
 
         torch.manual_seed(config.seed)
-        model = create_model(config.model, len(data.class_names), norm=config.norm, width=config.width)
+        model = create_model(config.model, len(data.class_names), **model_arguments(config, data.image_size))
         if hasattr(model, "initialise_from") and not files:
             mean, std = torch.tensor(data.mean), torch.tensor(data.std)
             model.initialise_from(to_input(sample_images(data.train, 5000), mean, std))
         model = model.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
         if device.type == "cuda" and accelerator.num_processes > 1:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = with_synchronised_batch_norm(model)
         optimizer = create_optimizer(
             config.optimizer,
             model,

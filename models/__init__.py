@@ -1,6 +1,8 @@
 """Models by name. To add one: a file with its class, and a line in MODELS.
 
-A model maps images to logits in `forward` and to the features that its linear layer `fc` sees in `forward_features`.
+A model maps images to logits in `forward` and to the features that its linear layer `fc` sees in `forward_features`. It
+takes `norm` and `width`, as the options of these names. Models called `timm:NAME` are timm's (timm_models.py), with
+timm's own `get_classifier` in place of `fc`.
 
 A model may define `initialise_from(inputs: Tensor) -> None`. A new run then calls it once, before training, with a few
 thousand normalised training images, float32 (N, 3, H, W), without augmentation; a resumed or loaded model has in its
@@ -13,7 +15,10 @@ from torch import nn
 
 from models.resnet import resnet18, resnet34
 from models.speednet import speednet
+from models.timm_models import PREFIX, create_timm_model, timm_arguments
+from utils.config import TrainConfig
 from utils.errors import UserError, suggestion
+from utils.resolution import parse_resolution
 
 MODELS = {
     "resnet18": resnet18,
@@ -23,7 +28,7 @@ MODELS = {
 
 
 def list_models() -> list[str]:
-    """The names that create_model knows."""
+    """The names of this suite's own models."""
     return sorted(MODELS)
 
 
@@ -32,9 +37,36 @@ def create_model(name: str, num_classes: int, **arguments: Any) -> nn.Module:
 
     Raises UserError for an unknown name and for arguments that the model does not accept.
     """
+    if name.startswith(PREFIX):
+        return create_timm_model(name, num_classes, **arguments)
     if name not in MODELS:
-        raise UserError(f"model: {name!r} is not allowed; {suggestion(name, list_models())}")
+        raise UserError(f"model: {name!r} is not allowed; {suggestion(name, [*list_models(), PREFIX + 'NAME'])}")
     try:
         return MODELS[name](num_classes=num_classes, **arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"model: {name} does not accept {arguments} ({error})") from error
+
+
+def model_arguments(config: TrainConfig, image_size: int) -> dict[str, Any]:
+    """What create_model is to be given, besides the classes, for a training on images of that side in pixels.
+
+    Raises UserError for options that the model does not have.
+    """
+    own = {"norm": config.norm, "width": config.width}
+    if not config.model.startswith(PREFIX):
+        return own
+    for option, value in own.items():
+        if value != getattr(TrainConfig, option):
+            raise UserError(
+                f"{option}: {value} is not allowed with {config.model}; it is for {', '.join(list_models())}"
+            )
+    sizes = [size for size, _ in parse_resolution(config.resolution)] if config.resolution else [image_size]
+    return dict(timm_arguments(config.model, tuple(sizes)))
+
+
+def classifier(model: nn.Module) -> nn.Module:
+    """The layer that makes the logits of an image from its features."""
+    if not hasattr(model, "get_classifier"):
+        return model.fc
+    found = model.get_classifier()
+    return found[0] if isinstance(found, tuple) else found  # distilled transformers have one for each of two tokens

@@ -25,3 +25,15 @@ def choose_norm(norm: str, width: int, **batch_norm: Any) -> Callable[[int], nn.
         groups = next(groups for groups in (32, 16, 8, 4, 2, 1) if width % groups == 0)
         return partial(nn.GroupNorm, groups)
     raise UserError(f"norm: {norm!r} is not allowed; choose from batch, group")
+
+
+def with_synchronised_batch_norm(model: nn.Module) -> nn.Module:
+    """The model with batch norm over the parts that all processes have of a batch; for CUDA.
+
+    Some of timm's layers are a norm and its activation, which torch's conversion would lose.
+    """
+    if type(model).__module__.partition(".")[0] == "timm":
+        from timm.layers import convert_sync_batchnorm
+
+        return convert_sync_batchnorm(model)
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)

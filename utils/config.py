@@ -121,7 +121,7 @@ class TrainConfig(Config):
         "test-time augmentation of the final evaluation: mirrored images, or shifted by a pixel too",
     )
 
-    model: str = option("resnet18", "model", "architecture")
+    model: str = option("resnet18", "model", "architecture; timm:NAME is one of timm's")
     norm: Literal["batch", "group"] = option("batch", "model", "normalisation layers; group keeps no batch statistics")
     width: int = option(
         64, "model", "channels of the first stage; later ones have a multiple", low=16
@@ -138,7 +138,7 @@ class TrainConfig(Config):
         None, "length and batch", "stop after this many optimizer steps; the schedule still spans all epochs", low=1
     )
     optimizer: Literal["sgd", "adamw", "muon"] = option(
-        "sgd", "optimizer", "optimizer; muon (for filters) and adamw (for the rest) share a rate of about 0.002"
+        "sgd", "optimizer", "optimizer; muon (for inner weights) and adamw (for the rest) share a rate of about 0.002"
     )
     lr: float | Literal["auto"] = option(
         0.4, "optimizer", "peak learning rate, or auto: from a range test", low=0.0, open=True

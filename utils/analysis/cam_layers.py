@@ -1,7 +1,9 @@
 """Where in a model a class activation map can be taken from."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +19,29 @@ Size = tuple[int, int]
 class CamLayer:
     """What is looked at: a module, and the channels, height and width of its activation.
 
-    `module` is None for methods that look at all layers at once; the size is then that of the input.
+    Attributes:
+        module: None for methods that look at all layers at once; the size is then that of the input.
+        form: of the activation: (N, C, H, W), (N, H, W, C), or a transformer's (N, tokens, C), row by row.
+        prefix: how many tokens, such as the class token, stand before those of the image.
+        visible: whether the logits depend on it place by place. What a transformer's last block makes of the image's
+            own tokens is lost where the class token alone is read.
     """
 
     name: str
     module: nn.Module | None
     channels: int
     size: Size
+    form: Literal["channels first", "channels last", "tokens"] = "channels first"
+    prefix: int = 0
+    visible: bool = True
+
+    def as_map(self, activation: Tensor) -> Tensor:
+        """An activation of the module, or its gradient, as (N, C, H, W)."""
+        if self.form == "channels first":
+            return activation
+        if self.form == "tokens":
+            activation = activation[:, self.prefix :].unflatten(1, self.size)
+        return activation.permute(0, 3, 1, 2).contiguous()
 
     @property
     def pixels(self) -> str:
@@ -37,7 +55,7 @@ def choose_layer(model: nn.Module, image_size: int, name: str | None = None) -> 
     Raises UserError for an unknown layer and for one whose feature map is too small.
     """
     layers = feature_maps(model, image_size)
-    large = [layer.name for layer in layers.values() if not _is_coarse(layer)]
+    large = [layer.name for layer in layers.values() if layer.visible and not _is_coarse(layer)]
     candidates = [name for name in large if _is_stage(model, name, layers)] or large
     if not candidates:
         raise UserError(f"cam_layer: no layer of this model has a feature map of {SMALLEST_MAP}x{SMALLEST_MAP} pixels")
@@ -50,6 +68,11 @@ def choose_layer(model: nn.Module, image_size: int, name: str | None = None) -> 
             f"cam_layer: {name} is not allowed; its feature map is {layers[name].pixels} pixels, and under "
             f"{SMALLEST_MAP}x{SMALLEST_MAP} a map cannot say where; choose from {', '.join(candidates)}"
         )
+    elif not layers[name].visible:
+        raise UserError(
+            f"cam_layer: {name} is not allowed; the model's answer does not depend on what this layer has at each "
+            f"place of the image; choose from {', '.join(candidates)}"
+        )
     return layers[name]
 
 
@@ -59,27 +82,61 @@ def refused_layers(model: nn.Module, image_size: int) -> dict[str, Size]:
     return {name: layer.size for name, layer in layers.items() if _is_coarse(layer) and _is_stage(model, name, layers)}
 
 
-@torch.no_grad()
+@torch.enable_grad()
 def feature_maps(model: nn.Module, image_size: int) -> dict[str, CamLayer]:
-    """Every module that gives (N, C, H, W) for images of that side, by name, in the order they are computed."""
+    """Every module that gives a feature map or tokens for images of that side, by name, in the order they are computed.
+
+    What is not square, as the images are, and a single pixel are no feature maps.
+    """
     found: dict[str, CamLayer] = {}
+    outputs: dict[str, Tensor] = {}
 
     def note(name: str):
-        def hook(module: nn.Module, inputs: tuple, output: object) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4:
-                found.pop(name, None)
-                found[name] = CamLayer(name, module, output.shape[1], (output.shape[2], output.shape[3]))
+        def hook(module: nn.Module, inputs: tuple, output: object) -> Tensor | None:
+            layer = _layer(model, name, module, output) if isinstance(output, Tensor) else None
+            if layer is None or isinstance(module, nn.Identity):
+                return None
+            found.pop(name, None)
+            found[name], outputs[name] = layer, output
+            return output.clone()  # the next module may write into what it is given
 
         return hook
 
     handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
     try:
         parameter = next(model.parameters())
-        model(torch.zeros(1, 3, image_size, image_size, dtype=parameter.dtype, device=parameter.device))
+        noise = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+        logits = model(noise.to(parameter).requires_grad_())
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    gradients = torch.autograd.grad(logits.flatten()[0], [outputs[name] for name in found], allow_unused=True)
+    visible = {
+        name: gradient is not None and bool(layer.as_map(gradient).any())
+        for (name, layer), gradient in zip(found.items(), gradients, strict=True)
+    }
+    if not any(visible.values()):  # a classifier that is all zero, as some are before training
+        return found
+    return {name: replace(layer, visible=visible[name]) for name, layer in found.items()}
+
+
+def _layer(model: nn.Module, name: str, module: nn.Module, output: Tensor) -> CamLayer | None:
+    """What the output for one image is as a layer; None where it is no square map of more than one pixel."""
+    if output.ndim == 4 and len(output) == 1:
+        _, first, middle, last = output.shape
+        sides = {"channels first": (middle, last), "channels last": (first, middle)}
+        forms = [form for form, size in sides.items() if size[0] == size[1] > 1]
+        if not forms:
+            return None
+        form = "channels last" if getattr(model, "output_fmt", "") == "NHWC" and len(forms) == 2 else forms[0]
+        return CamLayer(name, module, last if form == "channels last" else first, sides[form], form)
+    if output.ndim == 3 and len(output) == 1:
+        tokens, channels = output.shape[1:]
+        for prefix in (getattr(model, "num_prefix_tokens", 0), 0):
+            side = math.isqrt(max(0, tokens - prefix))
+            if side > 1 and side * side == tokens - prefix:
+                return CamLayer(name, module, channels, (side, side), "tokens", prefix)
+    return None
 
 
 def _is_coarse(layer: CamLayer) -> bool:
@@ -87,7 +144,14 @@ def _is_coarse(layer: CamLayer) -> bool:
 
 
 def _is_stage(model: nn.Module, name: str, layers: Mapping[str, CamLayer]) -> bool:
-    """Whether a module is part of the model itself, of a Sequential, or of a wrapper whose output is no feature map."""
+    """Whether a module is part of the model itself, of a Sequential, or of a wrapper whose output is no feature map.
+
+    A Sequential of several stages, with maps of several sizes, is none itself.
+    """
+    module = model.get_submodule(name)
+    inside = [f"{name}.{child}" for child, _ in module.named_children()]
+    if isinstance(module, nn.Sequential) and len({layers[child].size for child in inside if child in layers}) > 1:
+        return False
     parts = name.split(".")
     around = (".".join(parts[:depth]) for depth in range(1, len(parts)))
     return all(outer not in layers or isinstance(model.get_submodule(outer), nn.Sequential) for outer in around)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytorch_grad_cam
 import torch
-from pytorch_grad_cam import SESS, AblationCAM, AblationLayer, FinerCAM, FullGrad, ScoreCAM, ShapleyCAM
+from pytorch_grad_cam import SESS, AblationCAM, AblationLayer, FinerCAM, FullGrad, ScoreCAM, ShapleyCAM, base_cam
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputReST, ClassifierOutputTarget, FinerWeightedTarget
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from utils.analysis.cam_layers import CamLayer
 from utils.errors import UserError, suggestion
@@ -60,14 +61,22 @@ def layers_of(method: type, layers: Sequence[CamLayer], image_size: int) -> Sequ
 def opened(method: type, model: nn.Module, layer: CamLayer) -> Iterator[Any]:
     """An instance of the method, whose hooks are released in the end.
 
-    The library's own `with` would swallow an IndexError, and with it the maps that are missing then.
+    The library's own `with` would swallow an IndexError, and with it the maps that are missing then. Attention is
+    computed in its plain form, which alone has the second derivatives that ShapleyCAM needs.
     """
-    arguments = {"ablation_layer": _ZeroedChannels()} if method is AblationCAM else {}
-    with _replaced({"tqdm": _no_bars, "get_2d_projection": _upright, "get_2d_projection_kernel": _upright}):
-        cam = method(model, [] if layer.module is None else [layer.module], **arguments)
+    modules = [] if layer.module is None else [layer.module]
+    arguments = {"reshape_transform": layer.as_map} if modules else {}
+    if method is AblationCAM:
+        arguments["ablation_layer"] = _ZeroedChannels(layer.form)
+    patches = {"tqdm": _no_bars, "get_2d_projection": _upright, "get_2d_projection_kernel": _upright}
+    with _replaced(patches), sdpa_kernel(SDPBackend.MATH):
+        cam = ADAPTED.get(method, method)(model, modules, **arguments)
+        handles = [module.register_forward_hook(_passed_on_as_a_copy) for module in modules]
         try:
             yield cam
         finally:
+            for handle in handles:
+                handle.remove()
             cam.__exit__(None, None, None)
 
 
@@ -150,13 +159,42 @@ class _RaisedLogit:
         return output[..., self.index] + self.raised_by
 
 
+def _passed_on_as_a_copy(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    """A forward hook behind the library's, whose activation the next module would otherwise overwrite."""
+    return output.clone()
+
+
 class _ZeroedChannels(AblationLayer):
-    """Sets a channel to zero (Desai and Ramaswamy 2020).
+    """Sets a channel to zero (Desai and Ramaswamy 2020), in activations of any form.
 
     The library's own layer sets it to minus ten million wherever an activation is negative, as behind a GELU.
     """
 
+    def __init__(self, form: str):
+        super().__init__()
+        self.axis = 1 if form == "channels first" else -1
+
+    def set_next_batch(self, input_batch_index: int, activations: Tensor, num_channels_to_ablate: int) -> None:
+        self.activations = activations[[input_batch_index] * num_channels_to_ablate]
+
     def __call__(self, x: Tensor) -> Tensor:
         output = self.activations
-        output[torch.arange(len(output)), torch.from_numpy(self.indices[: len(output)]).long()] = 0
+        channels = torch.from_numpy(self.indices[: len(output)]).long()
+        output.movedim(self.axis, 1)[torch.arange(len(output)), channels] = 0
         return output
+
+
+class _AnyFormShapleyCAM(ShapleyCAM):
+    """ShapleyCAM where an activation is no feature map: the library weights the channels of one all the same."""
+
+    def get_cam_image(
+        self, input_tensor, target_layer, targets, activations, grads, eigen_smooth: bool = False
+    ) -> np.ndarray:
+        weights = self.get_cam_weights(input_tensor, target_layer, targets, activations, grads)
+        weighted = weights[:, :, None, None] * self.reshape_transform(activations).detach().cpu().numpy()
+        held = self.activations_and_grads
+        held.activations, held.gradients = [], []  # it would detach them in place, which views of others refuse
+        return base_cam.get_2d_projection(weighted) if eigen_smooth else weighted.sum(axis=1)
+
+
+ADAPTED = {ShapleyCAM: _AnyFormShapleyCAM}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from data.datasets import Split
 from data.loaders import EvaluationLoader
+from models import classifier
 from utils.analysis.fingerprint import images_digest, model_digest
 from utils.analysis.kept import Arrays, find_or_compute
 from utils.analysis.predictions import Predictions
@@ -20,7 +21,7 @@ FORMAT = 2  # of what is kept; what has another one is computed anew
 
 
 class LogitsAndFeatures(nn.Module):
-    """A classifier that gives (N, classes + F): its logits, and beside them what its last linear layer was given."""
+    """A classifier that gives (N, classes + F): its logits, and beside them what its classifier was given."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -28,11 +29,7 @@ class LogitsAndFeatures(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         seen: list[Tensor] = []
-        handles = [
-            module.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-            for module in self.model.modules()
-            if isinstance(module, nn.Linear)
-        ]
+        handle = classifier(self.model).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
         try:
             logits = self.model(inputs)
         finally:

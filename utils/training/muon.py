@@ -1,10 +1,10 @@
-"""Muon on convolution filters, AdamW on everything else, as one optimizer.
+"""Muon on the weights inside a network, AdamW on everything else, as one optimizer.
 
 Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) orthogonalises the momentum of a matrix. torch's takes
 matrices only, so a filter (out, in, height, width) is shown to it as (out, in * height * width), in the same memory.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -19,58 +19,61 @@ class Muon(Optimizer):
     arXiv:2502.16982). Weight decay is decoupled in both.
 
     Args:
-        groups: parameter groups with `weight_decay`; filters and others may be in the same group.
+        groups: parameter groups with `weight_decay`; inner weights and others may be in the same group.
+        inner: the filters and matrices that are for Muon.
         momentum: Muon's, with Nesterov's look ahead, and AdamW's beta1.
         fused: AdamW's kernel, for CUDA.
 
     Raises UserError where torch has no Muon yet.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], momentum: float = 0.95, fused: bool = False):
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], inner: Collection[Tensor], momentum: float = 0.95, fused: bool = False
+    ):
         if not hasattr(torch.optim, "Muon"):
             raise UserError(f"optimizer: muon needs torch 2.9 or later; this is {torch.__version__}")
         split = []
         for group in groups:
-            for filters in (True, False):
-                if members := [p for p in group["params"] if (p.ndim == 4) == filters]:
-                    split.append({**group, "params": members, "filters": filters})
+            for for_muon in (True, False):
+                if members := [p for p in group["params"] if (p in inner) == for_muon]:
+                    split.append({**group, "params": members, "muon": for_muon})
         super().__init__(split, {"lr": 1.0, "weight_decay": 0.0})
-        self._matrices = {p: torch.nn.Parameter(_matrix(p.detach(), like=p)) for p in self._parameters(filters=True)}
+        self._matrices = {p: torch.nn.Parameter(_matrix(p.detach(), like=p)) for p in self._parameters(muon=True)}
         self._muon = self._adamw = None
         if self._matrices:
             self._muon = torch.optim.Muon(
-                [{"params": [self._matrices[p] for p in group["params"]]} for group in self._groups(filters=True)],
+                [{"params": [self._matrices[p] for p in group["params"]]} for group in self._groups(muon=True)],
                 momentum=momentum,
                 adjust_lr_fn="match_rms_adamw",
             )
-        if others := self._groups(filters=False):
+        if others := self._groups(muon=False):
             self._adamw = AdamW([{"params": group["params"]} for group in others], betas=(momentum, 0.999), fused=fused)
         self.defaults["fused"] = fused
 
-    def _groups(self, filters: bool) -> list[dict[str, Any]]:
-        return [group for group in self.param_groups if group["filters"] == filters]
+    def _groups(self, muon: bool) -> list[dict[str, Any]]:
+        return [group for group in self.param_groups if group["muon"] == muon]
 
-    def _parameters(self, filters: bool) -> list[Tensor]:
-        return [p for group in self._groups(filters) for p in group["params"]]
+    def _parameters(self, muon: bool) -> list[Tensor]:
+        return [p for group in self._groups(muon) for p in group["params"]]
 
     @torch.no_grad()
     def step(self, closure=None):
         """One update of all parameters that have a gradient."""
-        for optimizer, filters in ((self._muon, True), (self._adamw, False)):
+        for optimizer, muon in ((self._muon, True), (self._adamw, False)):
             if optimizer is None:
                 continue
-            for inner, group in zip(optimizer.param_groups, self._groups(filters), strict=True):
-                inner["lr"], inner["weight_decay"] = group["lr"], group["weight_decay"]
-            if filters:
-                self._show_filters()
+            for own, group in zip(optimizer.param_groups, self._groups(muon), strict=True):
+                own["lr"], own["weight_decay"] = group["lr"], group["weight_decay"]
+            if muon:
+                self._show_matrices()
             else:
                 optimizer.state = self.state
             optimizer.step()
         for matrix in self._matrices.values():
             matrix.grad = None
 
-    def _show_filters(self) -> None:
-        """Gradients and momenta of the filters as matrices; the momenta live in this optimizer's state."""
+    def _show_matrices(self) -> None:
+        """Gradients and momenta of the inner weights as matrices; the momenta live in this optimizer's state."""
         for parameter, matrix in self._matrices.items():
             if parameter.grad is None:
                 continue
@@ -84,5 +87,5 @@ class Muon(Optimizer):
 
 
 def _matrix(tensor: Tensor, like: Tensor) -> Tensor:
-    """A filter, or a tensor of its shape, as (out, the rest), in the order in which `like` lies in memory."""
+    """An inner weight, or a tensor of its shape, as (out, the rest), in the order in which `like` lies in memory."""
     return (tensor if like.is_contiguous() else tensor.permute(0, 2, 3, 1)).reshape(len(tensor), -1)

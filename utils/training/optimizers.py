@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from models import classifier
 from utils.errors import UserError
 from utils.training.muon import Muon
 
@@ -23,19 +24,22 @@ def create_optimizer(
 ) -> Optimizer:
     """One of torch's own optimizers over the parameters that are trained. The learning rate is set at every step.
 
-    - Without `decay_norm_and_bias`, weight decay spares the parameters with fewer than two dimensions.
+    - Without `decay_norm_and_bias`, weight decay spares the parameters with fewer than two dimensions, and those that a
+      timm model names in `no_weight_decay`, such as position embeddings.
     - The biases of norm layers learn at `norm_bias_lr_factor` times the rate, at the same decay per step (Page 2018;
       64 in Jordan 2024, arXiv:2404.00498).
-    - muon is for convolution filters; everything else gets AdamW at the same rate (see muon.py).
+    - muon is for convolution filters and the matrices inside a transformer; everything else gets AdamW at the same rate
+      (see muon.py).
     """
     norm_biases = {
         id(module.bias) for module in model.modules() if isinstance(module, NORM_LAYERS) and module.bias is not None
     }
+    spared = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     groups: dict[tuple, dict] = {}
-    for parameter in model.parameters():
+    for full_name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decay = weight_decay if decay_norm_and_bias or parameter.ndim >= 2 else 0.0
+        decay = weight_decay if decay_norm_and_bias or (parameter.ndim >= 2 and full_name not in spared) else 0.0
         factor = norm_bias_lr_factor if id(parameter) in norm_biases else 1.0
         group = groups.setdefault((decay, factor), {"params": [], "weight_decay": decay / factor, "lr_factor": factor})
         group["params"].append(parameter)
@@ -46,8 +50,18 @@ def create_optimizer(
     if name == "adamw":
         return torch.optim.AdamW(groups.values(), lr=1.0, betas=(momentum, 0.999), fused=fused)
     if name == "muon":
-        return Muon(groups.values(), momentum=momentum, fused=fused)
+        return Muon(groups.values(), inner_weights(model), momentum=momentum, fused=fused)
     raise UserError(f"optimizer: {name!r} is not allowed; choose from sgd, adamw, muon")
+
+
+def inner_weights(model: nn.Module) -> set[Tensor]:
+    """Convolution filters, and the matrices of linear layers that do not make the logits: no embeddings, no tokens."""
+    last = classifier(model) if hasattr(model, "fc") or hasattr(model, "get_classifier") else model
+    return {
+        module.weight
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d) or (isinstance(module, nn.Linear) and module is not last)
+    }
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:

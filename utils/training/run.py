@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from data.datasets import Dataset, Split
 from data.loaders import DeviceLoader, EvaluationLoader, TrainLoader
+from models import model_arguments
 from utils.checkpoint import ModelConfig
 from utils.config import TrainConfig
 from utils.errors import SuiteError
@@ -124,7 +125,7 @@ class Run:
         config, data = self.config, self.data
         return ModelConfig(
             config.model,
-            {"norm": config.norm, "width": config.width},
+            model_arguments(config, data.image_size),
             data.class_names,
             data.image_size,
             data.mean,
