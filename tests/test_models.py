@@ -145,7 +145,9 @@ def test_same_seed_gives_the_same_weights():
 
 
 def test_unknown_model_names_what_there_is():
-    with pytest.raises(UserError, match=r"model: 'vgg16' is not allowed; choose from resnet18, resnet34, speednet, timm:NAME$"):
+    with pytest.raises(
+        UserError, match=r"model: 'vgg16' is not allowed; choose from resnet18, resnet34, speednet, timm:NAME$"
+    ):
         create_model("vgg16", 10)
 
 

@@ -33,8 +33,7 @@ class LogitsAndFeatures(nn.Module):
         try:
             logits = self.model(inputs)
         finally:
-            for handle in handles:
-                handle.remove()
+            handle.remove()
         return torch.cat([logits.float(), seen[-1].flatten(1).float()], dim=1)
 
 
