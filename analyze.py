@@ -30,7 +30,6 @@ from utils.analysis import (
     gradcam,
     label_issues,
     misclassified,
-    model_summary,
     neighbours,
     picture_results,
     robustness,
@@ -48,7 +47,9 @@ from utils.analysis.setup import Analysis, set_up
 from utils.analysis.tracking import track_analysis
 from utils.errors import run_script, together
 from utils.files import replace_file, to_json
+from utils.model_summary import describe_model
 from utils.runtime import create_accelerator
+from utils.tracking.tracker import Page
 
 
 def main(config: AnalyzeConfig) -> dict:
@@ -74,6 +75,7 @@ def main(config: AnalyzeConfig) -> dict:
 def look(analysis: Analysis, predictions: Predictions, inputs: SectionInputs) -> list[Section]:
     """What each section that was asked for has found."""
     run, test, names = analysis.run, analysis.test, analysis.model_config.class_names
+    size = analysis.model_config.input_size
     builders = {
         "curves": lambda: curves.section(run),
         "classes": lambda: classes.section(predictions, test, names),
@@ -87,7 +89,7 @@ def look(analysis: Analysis, predictions: Predictions, inputs: SectionInputs) ->
         "embedding": lambda: embedding.section(predictions, inputs.embedding, test, names),
         "robustness": lambda: robustness.section(inputs.probe, test),
         "compare": lambda: compare.section(run, predictions, analysis.other.run, inputs.compared, test, names),
-        "model": lambda: model_summary.section(analysis.model, analysis.model_config.input_size),
+        "model": lambda: Section("model", texts={"model_summary": describe_model(analysis.model, size)}),
     }
     return [builders[name]() for name in analysis.sections]
 
@@ -119,7 +121,7 @@ def as_inputs(analysis: Analysis, images: np.ndarray) -> torch.Tensor:
 
 
 def write_results(analysis: Analysis, predictions: Predictions, inputs: SectionInputs) -> dict:
-    """Writes every file of the analysis, tells W&B, and returns the summary."""
+    """Writes every file of the analysis, tells the trackers, and returns the summary."""
     folder, class_names = analysis.folder, analysis.model_config.class_names
     summary = headline(predictions, class_names)
     sections = look(analysis, predictions, inputs)
@@ -143,8 +145,9 @@ def write_results(analysis: Analysis, predictions: Predictions, inputs: SectionI
     print(f"test accuracy {correct}/{count} ({correct / count:.2%}; 95 % interval {low:.2%}-{high:.2%})")
     if analysis.run.note:
         print(analysis.run.note)
-    if analysis.config.track and "wandb" in analysis.run.config.trackers:
-        track_analysis(analysis.run, summary, pictures, sections, class_names, page)
+    if analysis.config.track:
+        report = Page(page, folder / "report.html")
+        track_analysis(analysis.run, summary, sections, pictures, predictions, class_names, report)
     print(f"report: {folder / 'report.html'}")
     return summary
 

@@ -16,6 +16,8 @@ if __name__ == "__main__":  # --help and mistaken options are answered before th
 
 import contextlib
 import dataclasses
+import math
+import shlex
 import time
 from typing import Any
 
@@ -30,15 +32,17 @@ from data.datasets import download
 from data.loaders import Batch, to_input
 from models import create_model, model_arguments
 from models.norm import with_synchronised_batch_norm
+from utils.duration import duration
 from utils.errors import Interrupted, run_script, together
 from utils.metrics import RunningMean, Scores
 from utils.resolution import fresh_statistics
 from utils.rundir import RunDirectory
 from utils.runtime import create_accelerator
-from utils.tracking import configured_trackers
+from utils.tracking.tracker import Picture
+from utils.tracking.trackers import check_installed
 from utils.training.debugging import dev_run, shortened
 from utils.training.loading import choose_backend, create_train_loader, load_once_per_machine, sample_images
-from utils.training.lr_finder import range_test, write_range_test
+from utils.training.lr_finder import as_table, range_test, write_range_test
 from utils.training.micro_batch import fit_micro_batch_size, micro_batches
 from utils.training.optimizers import create_optimizer, set_learning_rate
 from utils.training.preemption import StopRequest
@@ -55,8 +59,8 @@ def main(config: TrainConfig) -> dict[str, Any]:
 
 def train(config: TrainConfig) -> dict[str, Any]:
     """The training from its start, or from where it was stopped, to its end."""
-    trackers = configured_trackers(config.trackers)
-    accelerator = create_accelerator(trackers, config.output_dir, peer_timeout=config.peer_timeout)
+    check_installed(config.trackers)
+    accelerator = create_accelerator(peer_timeout=config.peer_timeout)
     with StopRequest(accelerator, config.peer_timeout) as stop:
         run = set_up(config, accelerator)
         try:
@@ -68,6 +72,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 train_epoch(run, stop)
                 scores = evaluate_epoch(run, stop, started)
                 run.save()
+                run.track_checkpoint()
             summary = finish(run, scores)
         finally:
             run.close()
@@ -119,7 +124,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Run:
     if config.micro_batch_size is None and device.type != "cpu":  # a CPU's memory runs out without an error to act on
         part = -(-min(config.batch_size, len(data.train)) // accelerator.num_processes)
         run.micro_batch_size = fit_micro_batch_size(accelerator, model, part, data.image_size)
-    directory.start(run.state.metrics_size, source)
+    directory.start(run.state.metrics_size, source, data)
     run.prepare()
     return run
 
@@ -150,13 +155,13 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
             run.profiler.step()
         images += batch.global_count
         bar.update()
-        if state.step % config.log_every_steps == 0 or state.step == final:
+        if run.is_logged(state.step):
             loss, accuracy, count = run.window.mean(run.accelerator)
             run.check_finite(loss)
             now = time.perf_counter()
             speed = round(images / (now - window_started), 1)
             window_started, images = now, 0
-            values = {"lr": rate, "images_per_second": speed, "images": count, **run.logged_resolution()}
+            values = {"lr": rate, "images_per_second": speed, "images": count, **run.step_details()}
             run.directory.log("train", state.step, state.epoch + 1, loss, accuracy, **values)
             bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.2%}, lr {rate:.3g}, {speed:.0f} images/s")
             run.epoch_sums.merge(run.window)
@@ -203,8 +208,9 @@ def train_step(run: Run, batch: Batch, rate: float) -> tuple[Tensor, Tensor]:
             loss_sum += piece.weight * F.cross_entropy(logits, piece.targets, reduction="sum")
             labels = piece.targets if piece.targets.ndim == 1 else piece.targets.argmax(1)
             hits += piece.weight * (logits.argmax(1) == labels).sum()
-    if config.grad_clip_norm is not None:
-        accelerator.clip_grad_norm_(run.trained.parameters(), config.grad_clip_norm)
+    if config.grad_clip_norm is not None or run.is_logged(run.state.step + 1):
+        limit = math.inf if config.grad_clip_norm is None else config.grad_clip_norm
+        run.gradient_norm = accelerator.clip_grad_norm_(run.trained.parameters(), limit)
     run.optimizer.step()
     run.optimizer.zero_grad()
     return loss_sum, hits
@@ -238,6 +244,7 @@ def evaluate_epoch(run: Run, stop: StopRequest, started: float) -> Scores:
         if stale or validation.accuracy > state.best_accuracy:
             state.best_accuracy, state.best_step = validation.accuracy, state.step
             run.best = {name: tensor.detach().cpu().clone() for name, tensor in run.reported.state_dict().items()}
+            run.track_best()
     run.directory.log("test", state.step, epoch, test.loss, test.accuracy, **run.logged_resolution())
     train_loss, train_accuracy, _ = run.epoch_sums.mean(run.accelerator)
     run.accelerator.print(
@@ -277,6 +284,8 @@ def find_learning_rate(run: Run, stop: StopRequest) -> None:
     accelerator.print(f"range test suggests {test.suggestion:.3g}; training with {run.state.learning_rate:.3g}")
     if accelerator.is_main_process:
         write_range_test(test, run.directory.path)
+        curve = {"lr_finder": Picture(run.directory.path / "lr_finder.png"), "lr_finder_curve": as_table(test)}
+        run.directory.track(lambda tracker: tracker.show(curve, step=0))
 
 
 def finish(run: Run, scores: Scores | None) -> dict[str, Any]:
@@ -293,10 +302,12 @@ def finish(run: Run, scores: Scores | None) -> dict[str, Any]:
             write_model_folder(run, summary)
     run.directory.finish(summary)
     write_exports(run, summary)
-    then = "everything runs" if config.fast_dev_run else f"next: python analyze.py {config.output_dir}"
+    run.track_model(summary)
+    folder = shlex.quote(config.output_dir)
     accelerator.print(
-        f"test accuracy {scores.correct}/{scores.count} ({scores.accuracy:.2%}), {state.step} steps in "
-        f"{state.train_seconds:.1f} s of training; {then}"
+        f"test accuracy {scores.correct}/{scores.count} ({scores.accuracy:.2%}) after {state.step} steps in "
+        f"{duration(state.train_seconds)} of training\n"
+        + ("everything runs" if config.fast_dev_run else f"run: {folder}  next: python analyze.py {folder}")
     )
     return summary
 

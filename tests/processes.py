@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +66,22 @@ def run(function: Callable[..., Any], *arguments: Any, world_size: int = 1, log:
         if process.is_alive():
             process.kill()
             raise AssertionError("a rank did not end within two minutes")
+    return [process.exitcode for process in processes]
+
+
+def wait_for(condition: Callable[[], bool], processes: list, seconds: float = 60) -> None:
+    """Waits for something that the processes do."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        assert any(process.is_alive() for process in processes), "the run ended before"
+        time.sleep(0.02)
+
+
+def join(processes: list) -> list[int]:
+    """Waits for their end; returns the exit codes."""
+    for process in processes:
+        process.join(60)
     return [process.exitcode for process in processes]
 
 

@@ -19,10 +19,8 @@ from tests.saved_runs import change
 from utils.analysis.classes import confusion_matrix_figure
 from utils.analysis.inference import predict_test
 from utils.analysis.misclassified import Mistake, find_mistakes, misclassified_figure
-from utils.analysis.saved_run import open_run
 from utils.analysis.scores import most_confused
 from utils.analysis.setup import set_up
-from utils.analysis.tracking import track_analysis
 from utils.checkpoint import export_model, load_model
 from utils.config import AnalyzeConfig
 from utils.curves import epoch_curves
@@ -203,43 +201,8 @@ def test_a_confusion_matrix_of_many_classes_has_no_numbers(tmp_path):
     assert len(confusion_matrix_figure(np.eye(10, dtype=int), [str(digit) for digit in range(10)]).axes[0].texts) == 10
 
 
-# -- W&B --------------------------------------------------------------------------------------------------------------
-
-
-def test_everything_is_logged_to_the_wandb_run_of_the_training(run, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.delenv("WANDB_DATA_DIR", raising=False)
-    change(run / "config.yaml", trackers=["wandb"], project_name="tests")
-    summary = analyze.main(AnalyzeConfig(run=str(run)))
-    (folder,) = (run / "wandb").glob("offline-run-*")
-    run_id = json.loads((run / "environment.json").read_text())["run_id"]
-    assert folder.name.endswith(run_id)
-    wandb = Path(sys.executable).parent / "wandb"
-    inspected = subprocess.run([wandb, "leet", "inspect", "--json", folder], capture_output=True, text=True, check=True)
-    records = [json.loads(line) for line in inspected.stdout.splitlines()]
-    (history,) = (record["history"]["item"] for record in records if record["type"] == "history")
-    assert history["analysis/accuracy"] == summary["accuracy"]
-    assert history["step"] == 46
-    for name in ("curves", "confusion_matrix", "calibration", "misclassified", "gradcam", "misclassified_images"):
-        assert any(key.startswith(f"analysis/{name}.") for key in history), name
-    media = {path.name.split("_0_")[0] for path in folder.glob("files/media/*/analysis/*")}
-    assert {"curves", "gradcam", "misclassified_table", "report"} <= media
-
-
-def test_wandb_failing_does_not_fail_the_analysis(run, monkeypatch, capsys):
-    import wandb
-
-    def fail(**options):
-        raise OSError("no space left")
-
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr(wandb, "init", fail)
-    track_analysis(open_run(run), {}, {}, [], [], "")
-    assert "warning: W&B did not take the analysis (no space left)" in capsys.readouterr().err
-
-
 def test_analysis_and_training_do_not_import_each_other():
-    shared = [path for folder in ("data", "models", "utils") for path in (ROOT / folder).glob("*.py")]
+    shared = [path for folder in ("data", "models", "utils", "utils/tracking") for path in (ROOT / folder).glob("*.py")]
     analysis = [ROOT / "analyze.py", *(ROOT / "utils/analysis").glob("*.py"), *shared]
     training = [ROOT / "train_accelerate.py", *(ROOT / "utils/training").glob("*.py"), *shared]
     for files, other in ((analysis, r"utils\.training|train_accelerate"), (training, r"utils\.analysis|analyze")):

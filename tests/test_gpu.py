@@ -43,7 +43,7 @@ def _fresh_accelerate(monkeypatch) -> Iterator[None]:
 @contextlib.contextmanager
 def tiny_run(folder: Path, **changes) -> Iterator[Run]:
     """A narrow ResNet-18 on the digits at 16 pixels, set up as for training."""
-    run = set_up(tiny_config(folder, **changes), create_accelerator([], folder))
+    run = set_up(tiny_config(folder, **changes), create_accelerator())
     try:
         yield run
     finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import run, start, tiny_config, train_script
+from tests.processes import join, run, start, tiny_config, train_script, wait_for
 from utils.checkpoint import list_checkpoints
 
 OPTIONS = {"checkpoint_every_steps": 5, "cutout": 4, "horizontal_flip": "random", "keep_checkpoints": 3}
@@ -30,23 +30,9 @@ def outcome(folder: Path) -> dict[str, object]:
     }
 
 
-def wait_for(condition, processes, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        assert any(process.is_alive() for process in processes), "the run ended before"
-        time.sleep(0.02)
-
-
 def logged_steps(folder: Path) -> int:
     path = folder / "metrics.jsonl"
     return path.read_text().count('"train"') if path.exists() else 0
-
-
-def join(processes) -> list[int]:
-    for process in processes:
-        process.join(60)
-    return [process.exitcode for process in processes]
 
 
 @pytest.fixture(scope="module")

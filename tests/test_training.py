@@ -1,13 +1,11 @@
 """What train_accelerate.py promises beside sameness and resume: files, lines, policies, errors."""
 
-import contextlib
 import csv
 import json
 import math
 import os
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -17,16 +15,15 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.datasets import load_dataset, load_split
 from data.loaders import to_input
 from tests.conftest import ROOT
-from tests.processes import run, start, tiny_config, train_script
-from tests.test_resume import join, logged_steps, wait_for
+from tests.processes import run, tiny_config, train_script
 from train_accelerate import main
 from utils.checkpoint import list_checkpoints, load_model
 from utils.config import AnalyzeConfig, TrainConfig, load_config
+from utils.duration import duration
 from utils.launcher import available_cores
 from utils.training.lr_finder import range_test
 
@@ -138,6 +135,30 @@ def test_callable_from_a_notebook(tmp_path, capsys):
         assert summary["steps"] == 5
         assert summary == json.loads((tmp_path / str(seed) / "summary.json").read_text())
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_last_lines_say_how_good_how_long_where_and_what_next(tmp_path, capsys):
+    folder = tmp_path / "my run"
+    summary = main(tiny_config(folder, max_steps=2, epochs=1))
+    result, next_step = capsys.readouterr().out.splitlines()[-2:]
+    accuracy = re.escape(f"{summary['test_accuracy']:.2%}")
+    assert re.fullmatch(rf"test accuracy \d+/360 \({accuracy}\) after 2 steps in \d+\.\d s of training", result)
+    assert next_step == f"run: '{folder}'  next: python analyze.py '{folder}'"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0.0 s"),
+        (41.23, "41.2 s"),
+        (59.96, "1.0 min"),
+        (1434, "23.9 min"),
+        (3599, "1 h 00 min"),
+        (9063, "2 h 31 min"),
+    ],
+)
+def test_a_duration_is_said_in_the_unit_that_fits(seconds, said):
+    assert duration(seconds) == said
 
 
 def test_best_validation_epoch_is_the_reported_model(tmp_path):
@@ -343,88 +364,6 @@ def test_error_on_many_processes_is_printed_once(tmp_path):
     assert run(train_script, config, world_size=3, log=log) == [2, 2, 2]
     lines = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
-
-
-# -- trackers ---------------------------------------------------------------------------------------------------------
-
-
-def wandb_records(folder: Path, kind: str) -> list[dict]:
-    """Records of one kind from all offline W&B runs in a run directory, in order."""
-    found = []
-    for run_folder in sorted((folder / "wandb").glob("offline-run-*")):
-        command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(run_folder)]
-        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        records = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
-        found += [record[kind] for record in records if record["type"] == kind]
-    return found
-
-
-def history(folder: Path) -> list[tuple[int, str]]:
-    """(step, split) of every history line in W&B."""
-    lines = [record["item"] for record in wandb_records(folder, "history")]
-    splits = ("train", "validation", "test")
-    return [(line["step"], split) for line in lines for split in splits if f"{split}/loss" in line]
-
-
-@pytest.mark.parametrize(("world_size", "signum"), [(1, signal.SIGKILL), (2, signal.SIGKILL), (1, signal.SIGTERM)])
-def test_wandb_run_goes_on_after_a_stop_without_a_repeated_or_missing_line(tmp_path, world_size, signum):
-    folder = tmp_path / "run"
-    config = tiny_config(folder, trackers=["wandb"], checkpoint_every_steps=10)
-    processes = start(train_script, config, world_size=world_size)
-    wait_for(lambda: logged_steps(folder) >= 27, processes)
-    for process in processes:
-        os.kill(process.pid, signum)
-    join(processes)
-    assert run(train_script, config, world_size=world_size) == [0] * world_size
-    expected = [(line["step"], line["split"]) for line in rows(folder)]
-    assert history(folder) == expected
-    runs = wandb_records(folder, "run")
-    assert {record["run_id"] for record in runs} == {json.loads((folder / "environment.json").read_text())["run_id"]}
-    assert runs[0]["job_type"] == "train"
-    summary = wandb_records(folder, "summary")
-    assert any("test_accuracy" in record.get("update", {}) for record in summary)
-
-
-def test_tensorboard_has_the_same_numbers(tmp_path):
-    main(tiny_config(tmp_path, trackers=["tensorboard"], epochs=1, log_every_steps=10))
-    events = min(tmp_path.rglob("events.out.tfevents.*"), key=lambda path: len(path.parts))  # others hold the options
-    board = EventAccumulator(str(events.parent))
-    board.Reload()
-    found = [(event.step, event.value) for event in board.Scalars("train/loss")]
-    expected = [(line["step"], line["loss"]) for line in rows(tmp_path) if line["split"] == "train"]
-    assert [step for step, _ in found] == [step for step, _ in expected]
-    assert [value for _, value in found] == pytest.approx([value for _, value in expected])
-    assert [event.step for event in board.Scalars("test/accuracy")] == [23]
-
-
-def test_trackio_has_the_same_numbers(tmp_path):
-    pytest.importorskip("trackio")
-    assert run(train_script, tiny_config(tmp_path, trackers=["trackio"], epochs=1, log_every_steps=10)) == [0]
-    with contextlib.closing(sqlite3.connect(next(tmp_path.glob("trackio/*.db")))) as database:
-        logged = [(step, json.loads(text)) for step, text in database.execute("select step, metrics from metrics")]
-    for line in rows(tmp_path):
-        values = {f"{line['split']}/{key}": line[key] for key in ("loss", "accuracy")}
-        assert any(step == line["step"] and values.items() <= found.items() for step, found in logged)
-
-
-def test_without_trackers_their_libraries_are_not_loaded(tmp_path):
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from tests.processes import tiny_config; from train_accelerate import main\n"
-        f"main(tiny_config(Path({str(tmp_path)!r}), max_steps=1)); assert 'wandb' not in sys.modules, 'wandb';"
-        "assert 'torch.utils.tensorboard' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
-
-
-def test_tracker_that_is_not_installed_is_refused_with_how_to_install_it(monkeypatch):
-    from utils.errors import UserError
-    from utils.tracking import configured_trackers
-
-    assert configured_trackers(["none"]) == []
-    monkeypatch.setitem(sys.modules, "trackio", None)  # as if it were not there
-    with pytest.raises(UserError, match="trackio is not installed; pip install"):
-        configured_trackers(["wandb", "trackio"])
 
 
 def test_fp16_on_a_cpu_is_refused(tmp_path):

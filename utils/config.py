@@ -25,6 +25,7 @@ from utils.files import replace_file
 from utils.resolution import parse_resolution
 
 DatasetName = Literal["cifar10", "cifar100", "digits", "imagefolder"]
+OptimizerName = Literal["sgd", "adamw", "muon"]
 Tracker = Literal["wandb", "tensorboard", "trackio", "none"]
 QuickSection = Literal["curves", "classes", "gallery", "gradcam", "calibration", "label_issues", "model"]
 SlowSection = Literal["neighbours", "embedding", "robustness"]
@@ -137,7 +138,7 @@ class TrainConfig(Config):
     max_steps: int | None = option(
         None, "length and batch", "stop after this many optimizer steps; the schedule still spans all epochs", low=1
     )
-    optimizer: Literal["sgd", "adamw", "muon"] = option(
+    optimizer: OptimizerName = option(
         "sgd", "optimizer", "optimizer; muon (for inner weights) and adamw (for the rest) share a rate of about 0.002"
     )
     lr: float | Literal["auto"] = option(
@@ -337,8 +338,8 @@ def build_parser(kind: type[Config], description: str = "") -> Any:
         if kind is AnalyzeConfig and spec.name == "run":
             parser.add_argument("run", type=str, help=help_line)
             continue
-        group = groups.setdefault(spec.metadata["group"], None) or parser.add_argument_group(spec.metadata["group"])
-        groups[spec.metadata["group"]] = group
+        name = spec.metadata["group"]
+        group = groups.get(name) or groups.setdefault(name, parser.add_argument_group(name))
         extra: dict[str, Any] = {"nargs": "?", "const": True} if spec.type is bool else {}
         value_type = _name_list if typing.get_origin(spec.type) is list else spec.type
         if spec.metadata["words"]:

@@ -5,21 +5,26 @@ Only the main process touches the files; the other ranks call the same methods a
 
 import dataclasses
 import json
+import os
 import sys
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from data.datasets import Dataset
+from data.fingerprint import describe_dataset
 from utils.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint, write_checkpoint
 from utils.config import TrainConfig, write_config
 from utils.errors import SuiteError, UserError, one_line, together
 from utils.files import lock_folder, replace_file, to_json
 from utils.metrics import MetricsFile
 from utils.runtime import describe_environment
-from utils.tracking import Line, known_lines, start_trackers, track, track_summary
+from utils.tracking.tracker import Line, Tracker
+from utils.tracking.trackers import TRACKED_AS, Trackers, identify_run
 
 
 class RunDirectory:
@@ -30,8 +35,10 @@ class RunDirectory:
         self.path = Path(config.output_dir)
         self.metrics = MetricsFile(self.path / "metrics.jsonl")
         self.failed_save = ""
+        self.environment: dict[str, Any] = {}
         self._told: set[Line] = set()
-        self._known: dict[str, set[Line]] = {}
+        self._trackers = Trackers()
+        self._finished = False
         self._lock: TextIO | None = None
 
     # -- before training ----------------------------------------------------------------------------------------------
@@ -70,12 +77,15 @@ class RunDirectory:
             )
         return folder
 
-    def start(self, metrics_size: int, resumed_from: Path | None) -> None:
+    def start(self, metrics_size: int, resumed_from: Path | None, data: Dataset) -> None:
         """Writes options and environment, cuts metrics.jsonl back to `metrics_size` bytes and opens the trackers."""
         with together(self.accelerator):
             if self.accelerator.is_main_process:
                 self._take_over_metrics(metrics_size, resumed_from)
-        self._start_trackers()
+        environment = describe_environment(self.accelerator)
+        if self.accelerator.is_main_process:
+            self.environment = {**environment, "data": describe_dataset(data)}
+            self._describe(self.environment)
 
     def _take_over_metrics(self, size: int, resumed_from: Path | None) -> None:
         self._told = {(row["step"], row["split"]) for row in self.metrics.rows()}
@@ -84,27 +94,25 @@ class RunDirectory:
             self.metrics.path.write_bytes(origin.read_bytes()[:size])
         self.metrics.truncate(size)
 
-    def _start_trackers(self) -> None:
-        accelerator, config = self.accelerator, self.config
-        options = dataclasses.asdict(config)
-        environment = describe_environment(accelerator)
-        if accelerator.is_main_process:
-            path = self.path / "environment.json"
-            environment["run_id"] = _saved_run_id(path) or uuid.uuid4().hex[:8]
-            replace_file(path, to_json(environment))
-            write_config(config, self.path / "config.yaml")
-        start_trackers(
-            accelerator,
-            self.path,
-            config.project_name,
-            config.run_name or self.path.name,
-            environment.get("run_id", ""),
-            {**options, **{key: str(value) for key, value in environment.items() if key != "run_id"}},
-        )
-        if accelerator.is_main_process:
-            self._known = known_lines(accelerator, self.path, self._told)
-            for row in self.metrics.rows():
-                track(accelerator, row, self._known)
+    def _describe(self, environment: dict[str, Any]) -> None:
+        """config.yaml, environment.json and the trackers, which are told what they have missed."""
+        path = self.path / "environment.json"
+        saved = _saved_environment(path)
+        known = {key: value for key, value in saved.items() if key in TRACKED_AS}
+        known.setdefault("run_id", os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8])
+        replace_file(path, to_json({**environment, **known}))
+        write_config(self.config, self.path / "config.yaml")
+        names = [name for name in self.config.trackers if name != "none"]
+        self._trackers = Trackers(names, identify_run(self.config, self.path, known))
+        for found in self._trackers.each(lambda tracker: tracker.identify()):
+            known |= found
+        replace_file(path, to_json({**environment, **known}))
+        described = {**dataclasses.asdict(self.config), "environment": environment}
+        self._trackers.each(lambda tracker: tracker.describe(described))
+        self._trackers.each(lambda tracker: tracker.recall(self._told))
+        self._trackers.each(lambda tracker: tracker.use_data(environment["data"]) if tracker.fresh else None)
+        for row in self.metrics.rows():
+            self._trackers.each(lambda tracker, row=row: tracker.line(row))
 
     # -- during training ----------------------------------------------------------------------------------------------
 
@@ -114,7 +122,11 @@ class RunDirectory:
             return
         row = {"step": step, "epoch": epoch, "split": split, "loss": loss, "accuracy": accuracy, **more}
         self.metrics.append(row)
-        track(self.accelerator, row, self._known)
+        self._trackers.each(lambda tracker: tracker.line(row))
+
+    def track(self, act: Callable[[Tracker], Any]) -> None:
+        """Does something with every tracker, on the main process alone."""
+        self._trackers.each(act)
 
     def save_checkpoint(self, step: int, files: dict[str, bytes]) -> None:
         """Writes a checkpoint. A full or lost disk costs a warning, not the run: the next save tries again."""
@@ -140,22 +152,21 @@ class RunDirectory:
         """Writes summary.json; raises SuiteError if the last checkpoint could not be written."""
         if self.accelerator.is_main_process:
             replace_file(self.path / "summary.json", to_json(summary))
-        track_summary(self.accelerator, summary, summary["steps"])
+            self._trackers.each(lambda tracker: tracker.summarise(summary, summary["steps"]))
+            self._finished = True
         if self.failed_save:
             raise SuiteError(f"the last checkpoint could not be written ({self.failed_save})")
 
     def close(self) -> None:
         """Closes the trackers and frees the folder; on every rank, once."""
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
-        self.accelerator.trackers = []
+        self._trackers.close(self._finished)
         if self._lock:
             self._lock.close()
 
 
-def _saved_run_id(path: Path) -> str | None:
-    """The id under which the trackers know the run, from the environment.json of its first start."""
+def _saved_environment(path: Path) -> dict[str, Any]:
+    """environment.json of an earlier start; empty where there is none."""
     try:
-        return json.loads(path.read_text())["run_id"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}

@@ -13,15 +13,13 @@ import torch
 import torch.distributed as distributed
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, is_torch_xla_available, parse_flag_from_env
+from accelerate.utils import InitProcessGroupKwargs, is_torch_xla_available, parse_flag_from_env
 
 from utils.errors import UserError
 from utils.launcher import available_cores, local_world_size
 
 
 def create_accelerator(
-    log_with: list[str] | None = None,
-    project_dir: str | Path | None = None,
     default_precision: str | None = None,
     peer_timeout: int = 600,
 ) -> Accelerator:
@@ -50,9 +48,7 @@ def create_accelerator(
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=None if launched else default_precision,
-        log_with=log_with or None,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
-        project_config=ProjectConfiguration(project_dir=str(project_dir)) if project_dir else None,
     )
     started = int(os.environ.get("WORLD_SIZE", accelerator.num_processes))
     if started != accelerator.num_processes:

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from data.datasets import Split
+from data.fingerprint import digest, images_digest
 from data.loaders import EvaluationLoader
 from models import classifier
-from utils.analysis.fingerprint import images_digest, model_digest
 from utils.analysis.kept import Arrays, find_or_compute
 from utils.analysis.predictions import Predictions
 from utils.analysis.setup import Analysis
 from utils.evaluation import predict
 
 FORMAT = 2  # of what is kept; what has another one is computed anew
+MODEL_FILES = ("config.json", "model.safetensors")
 
 
 class LogitsAndFeatures(nn.Module):
@@ -89,7 +90,7 @@ def fingerprint(analysis: Analysis, *splits: Split) -> dict[str, Any]:
     """What predictions of these splits are a function of."""
     return {
         "format": FORMAT,
-        "model_sha256": model_digest(analysis.run.model_folder),
+        "model_sha256": digest((analysis.run.model_folder / name).read_bytes() for name in MODEL_FILES),
         "images_sha256": [images_digest(split) for split in splits],
         "mixed_precision": analysis.accelerator.mixed_precision,
         "device": analysis.accelerator.device.type,

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from data.datasets import Split, stratified_split
-from utils.analysis.fingerprint import images_digest
+from data.fingerprint import images_digest
 from utils.analysis.gradcam import Cams, choose_cams
 from utils.analysis.pictures import read_pictures
 from utils.analysis.saved_run import SavedRun, open_run, some

@@ -1,65 +1,89 @@
-"""The results of an analysis in the W&B run of the training."""
+"""The results of an analysis in the trackers' runs of the training."""
 
-import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from utils.analysis.gradcam import Example
 from utils.analysis.overlay import enlarge
+from utils.analysis.predictions import Predictions
 from utils.analysis.saved_run import SavedRun
+from utils.analysis.scores import confusion_matrix
 from utils.analysis.section import Section
-from utils.errors import one_line
-from utils.tracking import wandb_mode
+from utils.tracking.tracker import Confusion, Media, Page, Picture, Table
+from utils.tracking.trackers import Trackers, identify_run
+
+# The other tables have a row for every image.
+TABLES = {"per_class", "label_issues", "cam_grid", "robustness", "neighbours", "compare"}
 
 
 def track_analysis(
     run: SavedRun,
     summary: Mapping[str, Any],
-    figures: Mapping[str, Path],
     sections: Sequence[Section],
+    pictures: Mapping[str, Path],
+    predictions: Predictions,
     class_names: Sequence[str],
-    report: str,
+    page: Page,
 ) -> None:
-    """Logs everything as `analysis/...` into the W&B run of the training, online or offline as that one.
+    """Shows everything as `analysis/...` in the runs of the training, online or offline as these are.
 
-    A fault of W&B costs a warning on stderr, not the analysis.
+    A fault of a tracker costs a warning on stderr, not the analysis.
     """
+    names = [name for name in run.config.trackers if name != "none" and find_spec(name)]
+    if not names or "run_id" not in run.environment:
+        return
+    examples = [example for section in sections for example in section.page.get("examples", ())]
+    counts = confusion_matrix(predictions.labels, predictions.classes, len(class_names))
+    content: dict[str, float | Media] = {
+        **{key: value for key, value in summary.items() if isinstance(value, (int, float))},
+        **{name: Picture(path) for name, path in pictures.items()},
+        **_tables(sections),
+        **_galleries(examples, predictions, class_names),
+        "confusion": Confusion(class_names, counts),
+        "report": page,
+    }
+    step = run.rows[-1]["step"] if run.rows else 0
+    trackers = Trackers(names, identify_run(run.config, run.directory, run.environment, "analysis"))
     try:
-        import wandb
-
-        with _reopen(run) as tracked:
-            tracked.define_metric("analysis/*", step_metric="step")
-            gallery, table = [], wandb.Table(columns=["image", "cam", "true", "predicted", "confidence"])
-            for example in (example for section in sections for example in section.page.get("examples", ())):
-                mistake = example.mistake
-                true, predicted = class_names[mistake.true], class_names[mistake.predicted]
-                caption = f"true {true}, predicted {predicted} ({mistake.predicted_confidence:.0%})"
-                gallery.append(wandb.Image(enlarge(example.image), caption=caption))
-                cam = None if example.predicted_map is None else wandb.Image(example.predicted_map)
-                table.add_data(wandb.Image(enlarge(example.image)), cam, true, predicted, mistake.predicted_confidence)
-            content = {
-                **{key: value for key, value in summary.items() if isinstance(value, (int, float))},
-                **{name: wandb.Image(str(path)) for name, path in figures.items()},
-                "misclassified_images": gallery,
-                "misclassified_table": table,
-                "report": wandb.Html(report, inject=False),
-            }
-            step = run.rows[-1]["step"] if run.rows else 0  # a value: W&B drops what is logged at a step it has passed
-            tracked.log({"step": step, **{f"analysis/{key}": value for key, value in content.items()}})
-    except Exception as error:
-        print(f"warning: W&B did not take the analysis ({one_line(error)})", file=sys.stderr)
+        trackers.each(lambda tracker: tracker.show({f"analysis/{key}": value for key, value in content.items()}, step))
+    finally:
+        trackers.close(finished=True)
 
 
-def _reopen(run: SavedRun) -> Any:
-    """The W&B run of the training, as a context manager."""
-    import wandb
+def _tables(sections: Sequence[Section]) -> dict[str, Table]:
+    found = {name: rows for section in sections for name, rows in section.tables.items() if name in TABLES and rows}
+    return {
+        f"{name}_table": Table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows])
+        for name, rows in found.items()
+    }
 
-    return wandb.init(
-        project=run.config.project_name,
-        id=run.environment["run_id"],
-        name=run.name,
-        resume="allow",
-        dir=str(run.directory),
-        job_type="analysis",
-        mode=wandb_mode(run.directory),
-    )
+
+def _cell(value: Any) -> Any:
+    """As a tracker takes it: lists as text."""
+    return value if value is None or isinstance(value, (int, float, str)) else str(value)
+
+
+def _galleries(
+    examples: Sequence[Example], predictions: Predictions, class_names: Sequence[str]
+) -> dict[str, float | Media]:
+    """The mistakes that are explained: the images, their heat maps, and a table with what each class was given."""
+    if not examples:
+        return {}
+    images, cams, rows = [], [], []
+    for example in examples:
+        mistake = example.mistake
+        true, predicted = class_names[mistake.true], class_names[mistake.predicted]
+        caption = f"true {true}, predicted {predicted} ({mistake.predicted_confidence:.0%})"
+        images.append(Picture(enlarge(example.image), caption))
+        cam = None if example.predicted_map is None else Picture(example.predicted_map, caption)
+        cams += [cam] if cam else []
+        probabilities = predictions.probabilities[mistake.index].tolist()
+        rows.append([mistake.index, images[-1], cam, true, predicted, f"{true} → {predicted}", *probabilities])
+    columns = ["index", "image", "cam", "true", "predicted", "confusion", *(f"p({name})" for name in class_names)]
+    return {
+        "misclassified_images": images,
+        "misclassified_table": Table(columns, rows),
+        **({"cam_images": cams} if cams else {}),
+    }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import SuiteError
+from utils.tracking.tracker import Table
 
 SMOOTHING = 0.9  # of the exponential mean of the loss
 DIVERGED = 2.0  # the test ends when the smoothed loss is this many times its lowest value
@@ -61,12 +62,18 @@ def suggest(rates: list[float], smoothed: list[float]) -> float:
     return rates[lowest] / 3
 
 
+def as_table(test: RangeTest) -> Table:
+    """A row for each step."""
+    return Table(["lr", "loss", "smoothed_loss"], list(zip(test.rates, test.losses, test.smoothed, strict=True)))
+
+
 def write_range_test(test: RangeTest, folder: Path) -> None:
     """lr_finder.csv and lr_finder.png."""
+    table = as_table(test)
     with open(folder / "lr_finder.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["lr", "loss", "smoothed_loss"])
-        writer.writerows(zip(test.rates, test.losses, test.smoothed, strict=True))
+        writer.writerow(table.columns)
+        writer.writerows(table.rows)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -18,9 +18,12 @@ from utils.config import TrainConfig
 from utils.errors import SuiteError
 from utils.evaluation import predict
 from utils.metrics import RunningMean, Scores, score
+from utils.model_summary import describe_model
 from utils.resolution import Phase, phase_at, resolution_phases
 from utils.rundir import RunDirectory
+from utils.tracking.tracker import Text, Tracker
 from utils.training.averaging import Ema, Lookahead
+from utils.training.machine_use import MachineUse
 from utils.training.mixing import Mixing
 from utils.training.profiling import StepProfiler
 from utils.training.schedules import learning_rate_factor
@@ -41,6 +44,7 @@ class Run:
         mixing: MixUp and CutMix, where asked for.
         ema, lookahead: averages of the weights, where asked for.
         best: weights of the epoch with the best validation accuracy, on the CPU.
+        gradient_norm: of the last step that was logged or clipped, before clipping.
         profiler: on the main process, where asked for.
     """
 
@@ -55,6 +59,7 @@ class Run:
     trained: nn.Module = field(init=False)
     mean: Tensor = field(init=False)
     std: Tensor = field(init=False)
+    machine_use: MachineUse = field(init=False)
     window: RunningMean = field(init=False)
     epoch_sums: RunningMean = field(init=False)
     phases: list[Phase] = field(init=False)
@@ -63,12 +68,14 @@ class Run:
     lookahead: Lookahead | None = None
     state: TrainState = field(default_factory=TrainState)
     best: dict[str, Tensor] | None = None
+    gradient_norm: Tensor | None = None
     profiler: StepProfiler | None = None
 
     def __post_init__(self) -> None:
         config, data, device = self.config, self.data, self.accelerator.device
         self.mean, self.std = torch.tensor(data.mean, device=device), torch.tensor(data.std, device=device)
         self.window, self.epoch_sums = RunningMean(device), RunningMean(device)
+        self.machine_use = MachineUse(device)
         self.phases = resolution_phases(config.resolution, data.image_size, self.total_steps)
         self.state.learning_rate = 0.0 if config.lr == "auto" else config.lr
         if config.mixup or config.cutmix:
@@ -89,11 +96,16 @@ class Run:
 
     def prepare(self) -> None:
         """Hands model and optimizer to Accelerate: device, precision, DDP; compiles where asked for."""
+        self.directory.track(self._show_model)
         self.trained, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         if self.config.compile:
             self.trained = torch.compile(self.trained)
         if self.ema:
             self.accelerator.prepare_model(self.ema.model, evaluation_mode=True)
+
+    def _show_model(self, tracker: Tracker) -> None:
+        if tracker.fresh:
+            tracker.show({"model_summary": Text(describe_model(self.model, self.data.image_size))}, step=0)
 
     @property
     def reported(self) -> nn.Module:
@@ -176,6 +188,18 @@ class Run:
         )
         return score(logits, torch.from_numpy(split.labels))
 
+    def is_logged(self, step: int) -> bool:
+        """Whether a training line is written after this step of the current epoch."""
+        return step % self.config.log_every_steps == 0 or step == min(self.epoch_end, self.last_step)
+
+    def step_details(self) -> dict[str, float]:
+        """What a training line says of its last step and of the machine, besides loss and rate."""
+        norm = float(self.gradient_norm)
+        finite = (
+            {"gradient_norm": norm} if math.isfinite(norm) else {}
+        )  # under fp16 some steps overflow, and are skipped
+        return {**finite, **self.machine_use.read(), **self.logged_resolution()}
+
     def logged_resolution(self) -> dict[str, int]:
         """What a line of the last step's metrics says of its images' size, where that changes."""
         return {"resolution": self.model_config.resolution} if len(self.phases) > 1 else {}
@@ -211,6 +235,29 @@ class Run:
             return
         state.metrics_size = self.directory.metrics.size()
         self.directory.save_checkpoint(state.step, pack(self))
+
+    def track_best(self) -> None:
+        """Tells the trackers of a new best epoch, so that also a run that goes on, or ends early, shows it."""
+        best = {"best_validation_accuracy": self.state.best_accuracy, "best_step": self.state.best_step}
+        self.directory.track(lambda tracker: tracker.summarise(best, self.state.step))
+
+    def track_checkpoint(self) -> None:
+        """Hands the checkpoint of this step to the trackers, where every epoch's is asked for."""
+        folder, state = self.directory.path / "checkpoints" / f"step-{self.state.step:06d}", self.state
+        if self.config.track_model == "all" and folder.is_dir():
+            self._track_files("checkpoint", folder, best=state.best_step == state.step)
+
+    def track_model(self, summary: Mapping[str, Any]) -> None:
+        """Hands model/ to the trackers, unless that is not asked for."""
+        if self.config.track_model != "none":
+            self._track_files("model", self.directory.path / "model", best=True, **summary)
+
+    def _track_files(self, name: str, folder: Path, best: bool, **metadata: Any) -> None:
+        state = self.state
+        aliases = ["latest", f"step-{state.step:06d}", *(["best"] if best else [])]
+        details = {"step": state.step, "epoch": state.epoch, "best_validation_accuracy": state.best_accuracy}
+        details |= {"git_commit": self.directory.environment.get("git_commit"), **metadata}
+        self.directory.track(lambda tracker: tracker.keep_files(name, folder, aliases, details))
 
     def close(self) -> None:
         """Closes the trackers and frees the folder; on every rank, once."""

@@ -5,13 +5,6 @@ import copy
 import torchinfo
 from torch import nn
 
-from utils.analysis.section import Section
-
-
-def section(model: nn.Module, image_size: int) -> Section:
-    """The model's layers as a table."""
-    return Section("model", texts={"model_summary": describe_model(model, image_size)})
-
 
 def describe_model(model: nn.Module, image_size: int) -> str:
     """A table of sizes in and out, parameters and multiplications per layer, for one image."""

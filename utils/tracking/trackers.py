@@ -1,0 +1,87 @@
+"""The trackers of a run, all at once. Metrics go to metrics.jsonl in any case."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from utils.config import TrainConfig
+from utils.errors import UserError, one_line
+from utils.tracking.tracker import Identity, Tracker
+
+# Each in a module of its own, which is imported when it is used: without a tracker its library is not loaded.
+TRACKERS = {
+    "wandb": ("utils.tracking.wandb_tracker", "WandbTracker"),
+    "tensorboard": ("utils.tracking.tensorboard_tracker", "TensorBoardTracker"),
+    "trackio": ("utils.tracking.trackio_tracker", "TrackioTracker"),
+}
+
+# Of environment.json: what identifies the run in its trackers, chosen at the first start and kept.
+TRACKED_AS = ("run_id", "wandb_project", "wandb_entity")
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Raises UserError for a tracker whose package is missing."""
+    for name in names:
+        if name != "none" and find_spec(name) is None:
+            raise UserError(f"trackers: {name} is not installed; pip install -r requirements-optional.txt")
+
+
+class Trackers:
+    """Hands everything to each tracker. What one raises is said once, as a warning: a run never fails of it."""
+
+    def __init__(self, names: Sequence[str] = (), identity: Identity | None = None):
+        """Opens those that are named; without a name nothing happens in any method."""
+        self._open: list[Tracker] = []
+        self._warned: set[str] = set()
+        for name in names:
+            self._attempt(name, lambda name=name: self._open.append(_create(name, identity)))
+
+    def __bool__(self) -> bool:
+        return bool(self._open)
+
+    def each(self, act: Callable[[Tracker], Any]) -> list[Any]:
+        """Does something with every tracker; returns what those gave that did not fail."""
+        results = [self._attempt(tracker.name, lambda tracker=tracker: act(tracker)) for tracker in self._open]
+        return [result for result in results if result is not None]
+
+    def close(self, finished: bool) -> None:
+        """Ends the record of this process; `finished`: the run has come to its end."""
+        self.each(lambda tracker: tracker.close(finished))
+        self._open = []
+
+    def _attempt(self, name: str, act: Callable[[], Any]) -> Any:
+        try:
+            return act()
+        except Exception as error:
+            if name not in self._warned:
+                self._warned.add(name)
+                reason = one_line(error) or type(error).__name__
+                print(f"warning: {name} fails ({reason}); everything is in the run directory", file=sys.stderr)
+            return None
+
+
+def _create(name: str, identity: Identity) -> Tracker:
+    module, kind = TRACKERS[name]
+    return getattr(import_module(module), kind)(identity)
+
+
+def identify_run(
+    config: TrainConfig, directory: Path, environment: Mapping[str, Any], job_type: str = "train"
+) -> Identity:
+    """Which run of the trackers a run directory is, from its options and its environment.json."""
+    return Identity(
+        directory=directory,
+        id=environment["run_id"],
+        project=environment.get("wandb_project")
+        or config.project_name
+        or os.environ.get("WANDB_PROJECT", "image-classification"),
+        name=config.run_name or os.environ.get("WANDB_NAME") or directory.resolve().name,
+        group=config.run_group,
+        tags=config.run_tags,
+        entity=environment.get("wandb_entity"),
+        job_type=job_type,
+    )

@@ -1,0 +1,68 @@
+"""trackio: a local dashboard over a database in RUN/trackio (`TRACKIO_DIR=RUN/trackio trackio show`)."""
+
+import contextlib
+import io
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from utils.tracking.tracker import Confusion, Identity, Line, Media, Page, Picture, Table, Text, Tracker
+
+
+class TrackioTracker(Tracker):
+    name = "trackio"
+
+    def __init__(self, identity: Identity):
+        super().__init__()
+        os.environ.setdefault("TRACKIO_DIR", str(identity.directory / "trackio"))  # read when trackio is imported
+        import trackio
+
+        self._library, self._identity = trackio, identity
+        with contextlib.redirect_stdout(io.StringIO()):  # a dozen lines, of which one is useful
+            self._run = trackio.init(
+                identity.project, name=identity.name, group=identity.group, resume="allow", embed=False
+            )
+        if identity.job_type == "train":
+            print(f"trackio: `TRACKIO_DIR={os.environ['TRACKIO_DIR']} trackio show` opens the dashboard")
+
+    def describe(self, config: Mapping[str, Any]) -> None:
+        self._run.config.update(config)
+
+    def recall(self, told: set[Line]) -> None:
+        """Reads the database: what a killed process had not yet written is not there."""
+        from trackio.sqlite_storage import SQLiteStorage
+
+        logged = SQLiteStorage.get_logs(self._identity.project, self._identity.name) if told else []
+        lines = {(row["step"], key.removesuffix("/loss")) for row in logged for key in row if key.endswith("/loss")}
+        self._known = lines & told
+
+    def log_line(self, values: Mapping[str, float], step: int, split: str) -> None:
+        self._run.log(dict(values), step=step)
+
+    def show(self, content: Mapping[str, float | Media], step: int) -> None:
+        self._run.log({key: self._convert(value) for key, value in content.items()}, step=step)
+
+    def _convert(self, value: float | Media) -> Any:
+        library = self._library
+        if value is None or isinstance(value, (int, float, str)):
+            return value
+        if isinstance(value, Picture):
+            return library.Image(value.pixels(), caption=value.caption or None)
+        if isinstance(value, Table):
+            rows = [[self._convert(cell) for cell in row] for row in value.rows]
+            return library.Table(columns=list(value.columns), data=rows)
+        if isinstance(value, Confusion):
+            return self._convert(value.table())
+        if isinstance(value, Text):
+            return library.Markdown(f"```\n{value.text}\n```")
+        if isinstance(value, Page):
+            return library.Html(value.html)
+        return self._convert(Table(["image", "caption"], [[picture, picture.caption] for picture in value]))
+
+    def summarise(self, summary: Mapping[str, Any], step: int) -> None:
+        numbers = {f"summary/{key}": value for key, value in summary.items() if isinstance(value, (int, float))}
+        self._run.log(numbers, step=step)
+
+    def close(self, finished: bool) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._run.finish()

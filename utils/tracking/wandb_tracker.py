@@ -1,0 +1,180 @@
+"""Weights & Biases: online where a key is known and the server answers, else offline; no prompt, no long wait.
+
+A run's own step in W&B must grow with every line and may not repeat, over any number of resumes and offline pieces:
+it is `4 * optimizer step + place of the split`. Metrics are shown against `step`, which is the optimizer's.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.errors import one_line
+from utils.tracking.tracker import Confusion, Identity, Line, Media, Page, Picture, Table, Text, Tracker
+
+SPLITS = (
+    "train",
+    "validation",
+    "test",
+)  # in the order in which their lines of a step come; a fourth place is for media
+INIT_TIMEOUT = 30  # seconds for the server to take the run
+FINISH_TIMEOUT = 120  # seconds to send the rest at the end; what is left can be sent later
+
+
+class WandbTracker(Tracker):
+    """A W&B run. WANDB_* variables are respected."""
+
+    name = "wandb"
+
+    def __init__(self, identity: Identity):
+        super().__init__()
+        self._identity = identity
+        self._folder = Path(os.environ.get("WANDB_DIR") or identity.directory)
+        defaults = {
+            "WANDB_DATA_DIR": str(identity.directory / "wandb" / "data"),  # files of artifacts stay with the run
+            "WANDB_SILENT": "true",
+            "WANDB_INIT_TIMEOUT": str(INIT_TIMEOUT),
+            "WANDB_FINISH_TIMEOUT": str(FINISH_TIMEOUT),
+        }
+        self._set = {key: value for key, value in defaults.items() if key not in os.environ}
+        os.environ.update(self._set)
+        try:
+            self._run = self._start()
+        except BaseException:
+            self._restore_environment()
+            raise
+        self._run.define_metric("*", step_metric="step")
+
+    def _start(self) -> Any:
+        import wandb
+
+        self._library = wandb
+        mode = os.environ.get("WANDB_MODE") or self._mode()
+        try:
+            return self._init(mode)
+        except (wandb.errors.Error, TimeoutError) as error:
+            if mode != "online":
+                raise
+            self._say(f"the server does not take the run ({one_line(error)}), so it is kept offline")
+            return self._init("offline")
+
+    def _mode(self) -> str:
+        """online if W&B knows a key and the server accepts it within ten seconds, else offline."""
+        try:
+            if self._library.login(prompt=False):
+                return "online"
+            self._say("not logged in, so the run is kept offline")
+        except self._library.errors.AuthenticationError as error:
+            self._say(f"the server does not answer or refuses the key, so the run is kept offline ({one_line(error)})")
+        return "offline"
+
+    def _init(self, mode: str) -> Any:
+        identity = self._identity
+        settings = self._library.Settings(finish_timeout_raises=True)
+        return self._library.init(
+            project=identity.project,
+            entity=identity.entity,
+            id=identity.id,
+            name=identity.name,
+            group=identity.group,
+            tags=list(identity.tags) or None,
+            job_type=os.environ.get("WANDB_JOB_TYPE", identity.job_type),
+            dir=str(self._folder),
+            resume="allow",
+            mode=mode,
+            settings=settings,
+        )
+
+    def _say(self, what: str) -> None:
+        print(f"W&B: {what}; `wandb sync {self._folder}/wandb/*run-*` sends it", file=sys.stderr)
+
+    def identify(self) -> dict[str, str]:
+        known = {"wandb_project": self._run.project, "wandb_entity": self._run.entity}
+        return {key: value for key, value in known.items() if value}
+
+    def describe(self, config: Mapping[str, Any]) -> None:
+        self._run.config.update(dict(config), allow_val_change=True)
+
+    def recall(self, told: set[Line]) -> None:
+        """Online, what the server has; offline, what is in the files: a killed process had not sent or written all."""
+        if self._run.settings.mode == "online":
+            self._known = {line for line in told if place(*line) < self._run.starting_step}
+        else:
+            self._known = self._lines_in_files() & told if told else set()
+
+    def _lines_in_files(self) -> set[Line]:
+        lines = set()
+        for folder in self._folder.glob("wandb/*run-*"):
+            command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+            printed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+            for text in printed.splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    item = json.loads(text)["history"]["item"]
+                    lines |= {(item["step"], key.removesuffix("/loss")) for key in item if key.endswith("/loss")}
+        return lines
+
+    def log_line(self, values: Mapping[str, float], step: int, split: str) -> None:
+        self._run.log({**values, "step": step}, step=place(step, split))
+
+    def show(self, content: Mapping[str, float | Media], step: int) -> None:
+        converted = {key: self._convert(value) for key, value in content.items()}
+        self._run.log({**converted, "step": step}, step=max(place(step, "media"), self._run.step))
+
+    def _convert(self, value: float | Media) -> Any:
+        library = self._library
+        if value is None or isinstance(value, (int, float, str)):
+            return value
+        if isinstance(value, Picture):
+            image = str(value.image) if isinstance(value.image, Path) else value.image
+            return library.Image(image, caption=value.caption or None)
+        if isinstance(value, Table):
+            rows = [[self._convert(cell) for cell in row] for row in value.rows]
+            return library.Table(columns=list(value.columns), data=rows, allow_mixed_types=True)
+        if isinstance(value, Confusion):
+            fields = {"Actual": "true", "Predicted": "predicted", "nPredictions": "images"}
+            return library.plot_table("wandb/confusion_matrix/v1", self._convert(value.table()), fields, {})
+        if isinstance(value, Text):
+            return library.Html(f"<pre>{_escaped(value.text)}</pre>")
+        if isinstance(value, Page):
+            return library.Html(value.html, inject=False)
+        return [self._convert(picture) for picture in value]
+
+    def summarise(self, summary: Mapping[str, Any], step: int) -> None:
+        self._run.summary.update(dict(summary))
+
+    def keep_files(self, name: str, folder: Path, aliases: Sequence[str], metadata: Mapping[str, Any]) -> None:
+        artifact = self._library.Artifact(f"{name}-{self._identity.id}", type="model", metadata=dict(metadata))
+        for path in sorted(path for path in folder.iterdir() if path.is_file()):
+            artifact.add_file(str(path))
+        self._run.log_artifact(artifact, aliases=list(aliases))
+
+    def use_data(self, identity: Mapping[str, Any]) -> None:
+        """As an artifact without files. Run.use_artifact itself refuses to work offline and waits for the server."""
+        name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in identity["name"])
+        artifact = self._library.Artifact(name, type="dataset", metadata=dict(identity))
+        self._run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
+
+    def close(self, finished: bool) -> None:
+        try:
+            self._run.finish(exit_code=0 if finished else 1)
+        except TimeoutError:
+            self._say("the server does not take the rest of the run, which stays on disk")
+        finally:
+            self._restore_environment()
+
+    def _restore_environment(self) -> None:
+        for name in self._set:
+            os.environ.pop(name, None)
+
+
+def place(step: int, split: str) -> int:
+    """W&B's own step for a line of an optimizer step: unique, and growing in the order in which lines come."""
+    return (len(SPLITS) + 1) * step + (SPLITS.index(split) if split in SPLITS else len(SPLITS))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;")

@@ -1,0 +1,28 @@
+"""How busy the training keeps its machine."""
+
+import time
+from importlib.util import find_spec
+
+import torch
+
+
+class MachineUse:
+    """Use of the processor and of the GPU by this process since the last reading."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._has_gpu_sensor = device.type == "cuda" and find_spec("pynvml") is not None
+        self._mark = (time.perf_counter(), time.process_time())
+
+    def read(self) -> dict[str, float]:
+        """`cpu_cores` (kept busy, on average); on a CUDA device also `gpu_memory_gib` (peak) and, where NVIDIA's
+        library is there, `gpu_percent` (of the time in which some kernel ran)."""
+        now = (time.perf_counter(), time.process_time())
+        elapsed, worked = (new - old for new, old in zip(now, self._mark, strict=True))
+        self._mark = now
+        use = {"cpu_cores": round(worked / elapsed, 2)}
+        if self._device.type == "cuda":
+            use["gpu_memory_gib"] = round(torch.cuda.max_memory_allocated(self._device) / 2**30, 3)
+        if self._has_gpu_sensor:
+            use["gpu_percent"] = torch.cuda.utilization(self._device)
+        return use
