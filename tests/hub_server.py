@@ -122,6 +122,8 @@ class _Request(BaseHTTPRequestHandler):
                     if line["key"] == "file":
                         content = base64.b64decode(line["value"]["content"])
                         self.server.files[f"{user}/{name}"][line["value"]["path"]] = content
+                    elif line["key"] == "deletedFile":
+                        del self.server.files[f"{user}/{name}"][line["value"]["path"]]
                 url = f"{self.server.url}/{user}/{name}/commit/{COMMIT}"
                 self._send(200, {"success": True, "commitOid": COMMIT, "commitUrl": url, "hookOutput": ""})
             case _:

@@ -242,8 +242,18 @@ def test_a_failed_upload_costs_one_line_with_the_command_for_later(
         assert server.files == {}
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(reason, line)
-    assert line.endswith(f"hf upload ada/digits {small_model}")
+    assert f"this sends it later: hf upload ada/digits {small_model}" in line
     assert token not in line
+
+
+def test_an_upload_replaces_the_model_and_its_exports_and_leaves_other_files(small_model, hub_at):
+    (small_model / "model.pt2").write_bytes(b"new")
+    sent = {path.name: path.read_bytes() for path in small_model.iterdir()}
+    with running_hub() as server:
+        server.files["ada/digits"] = {"model.onnx": b"old", "model.pt2": b"old", "notes.md": b"mine"}
+        hub_at(server.url, TOKEN)
+        assert hub.upload("ada/digits", small_model)
+        assert server.files == {"ada/digits": sent | {"notes.md": b"mine"}}
 
 
 def test_an_unreachable_hub_costs_one_line(small_model, hub_at, capsys):

@@ -11,6 +11,7 @@ from utils.errors import UserError
 
 ANSWER_SECONDS = 30.0  # within which the Hub has to say who we are
 BYTES_PER_SECOND = 100_000  # of the slowest line that an upload is waited for
+EXPORTS = "model.[op]*"  # model.onnx and model.pt2 of an earlier upload: where the folder has none, they go
 
 
 def check_upload(name: str) -> None:
@@ -38,12 +39,13 @@ def upload(name: str, folder: Path) -> bool:
 
     What cannot be sent costs a warning with the command that sends it later.
     """
+    sending = ["upload", name, str(folder), "--delete", EXPORTS]
     size = sum(path.stat().st_size for path in folder.iterdir())
     problem = _hf("auth", "whoami", seconds=ANSWER_SECONDS) or _hf(
-        "upload", name, str(folder), seconds=2 * ANSWER_SECONDS + size / BYTES_PER_SECOND
+        *sending, seconds=2 * ANSWER_SECONDS + size / BYTES_PER_SECOND
     )
     if problem:
-        later = shlex.join(["hf", "upload", name, str(folder)])
+        later = shlex.join(["hf", *sending])
         print(f"warning: {folder} was not uploaded ({problem}); this sends it later: {later}", file=sys.stderr)
     else:
         print(f"uploaded {folder} to {name} on the Hugging Face Hub")
