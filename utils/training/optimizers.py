@@ -1,13 +1,15 @@
 """Optimizers by name, and their state by parameter name."""
 
 from collections.abc import Mapping
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from models import classifier
-from utils.errors import UserError
+from utils.config import OptimizerName
+from utils.errors import UserError, suggestion
 from utils.training.muon import Muon
 
 NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -51,7 +53,7 @@ def create_optimizer(
         return torch.optim.AdamW(groups.values(), lr=1.0, betas=(momentum, 0.999), fused=fused)
     if name == "muon":
         return Muon(groups.values(), inner_weights(model), momentum=momentum, fused=fused)
-    raise UserError(f"optimizer: {name!r} is not allowed; choose from sgd, adamw, muon")
+    raise UserError(f"optimizer: {name!r} is not allowed; {suggestion(name, get_args(OptimizerName))}")
 
 
 def inner_weights(model: nn.Module) -> set[Tensor]:
