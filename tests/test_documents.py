@@ -2,29 +2,54 @@
 
 import dataclasses
 import re
+import shlex
 
 from benchmarks.publish import RESULTS, read_results, table, with_table
 from tests.conftest import ROOT
-from utils.config import AnalyzeConfig, TrainConfig
+from utils.config import AnalyzeConfig, TrainConfig, read_config
+
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+EXTENDING = [*(ROOT / "docs" / "extending").glob("*.md")]  # what they add is tried in test_extending.py
+SCRIPTS = {"train_accelerate": TrainConfig, "analyze": AnalyzeConfig}
 
 
-def test_readme_names_every_option_and_no_other():
+def test_readme_names_every_option_and_no_other_in_the_groups_of_help():
     table = (ROOT / "README.md").read_text().split("## Options")[1].split("\n## ")[0]
     rows = [line for line in table.splitlines() if line.startswith("| ") and "---" not in line]
-    training = {name for row in rows if "analyze.py" not in row for name in re.findall(r"`(\w+)`", row)}
+    training = {
+        name: row.split("|")[1].strip()
+        for row in rows
+        if "analyze.py" not in row
+        for name in re.findall(r"`(\w+)`", row)
+    }
     analysis = {name for row in rows if "analyze.py" in row for name in re.findall(r"`(\w+)`", row)}
-    assert training == {field.name for field in dataclasses.fields(TrainConfig)}
+    assert training == {field.name: field.metadata["group"] for field in dataclasses.fields(TrainConfig)}
     assert analysis == {field.name for field in dataclasses.fields(AnalyzeConfig)} - {"run"}
 
 
 def test_links_and_files_named_in_the_documents_exist():
-    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+    for page in PAGES:
         text = page.read_text()
         for link in re.findall(r"(?:\]\(|src=\")([^)#:\"]+)[)\"]", text):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
         for name in re.findall(r"`((?:utils|data|models|tests|benchmarks|recipes|accelerate_configs)/[\w./]+)`", text):
             path = ROOT / name
-            assert path.exists() or path.with_suffix(".py").exists(), f"{page.name}: {name}"
+            known = path.exists() or path.with_suffix(".py").exists() or page in EXTENDING
+            assert known, f"{page.name}: {name}"
+
+
+def test_every_command_in_the_documents_is_accepted(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = 0
+    for page in [page for page in PAGES if page not in EXTENDING]:
+        for script, rest in re.findall(
+            r"\b(train_accelerate|analyze)\.py ([^`\n]*)", page.read_text().replace("\\\n", " ")
+        ):
+            words = shlex.split(rest, comments=True)
+            if "--help" not in words:
+                read_config(SCRIPTS[script], words)
+                found += 1
+    assert found > 10
 
 
 def test_models_folder_has_resnet_without_bottleneck():
