@@ -124,7 +124,7 @@ class WandbServer:
         tail = [json.dumps(line) for line in run["history"][-1:]]
         return {
             "id": run_id, "name": run_id, "displayName": run_id, "sweepName": None, "notes": None, "tags": [],
-            "project": {"name": project, "entity": {"name": "tester"}}, "config": "{}", "wandbConfig": "{}",
+            "project": {"name": project, "entity": {"name": "tester"}}, "config": "{}", "wandbConfig": '{"t": 1}',
             "summaryMetrics": json.dumps(run["summary"]), "historyTail": json.dumps(tail), "eventsTail": "[]",
             "historyLineCount": len(run["history"]), "eventsLineCount": 0, "logLineCount": 0,
         }  # fmt: skip
@@ -143,7 +143,7 @@ class WandbServer:
                 "name": asked["artifactCollectionName"],
                 "type": asked["artifactTypeName"],
                 "aliases": {entry["alias"] for entry in asked["aliases"]},
-                "metadata": json.loads(asked["metadata"]),
+                "metadata": json.loads(asked["metadata"] or "{}"),
                 "used": False,
             }
         )

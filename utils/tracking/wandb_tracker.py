@@ -1,7 +1,8 @@
 """Weights & Biases: online where a key is known and the server answers, else offline; no prompt, no long wait.
 
 A run's own step in W&B must grow with every line and may not repeat, over any number of resumes and offline pieces:
-it is `4 * optimizer step + place of the split`. Metrics are shown against `step`, which is the optimizer's.
+it is `100 * optimizer step` plus the line's place in that step. Metrics are shown against `step`, which is the
+optimizer's.
 """
 
 import contextlib
@@ -16,11 +17,8 @@ from typing import Any
 from utils.errors import one_line
 from utils.tracking.tracker import Confusion, Identity, Line, Media, Page, Picture, Table, Text, Tracker
 
-SPLITS = (
-    "train",
-    "validation",
-    "test",
-)  # in the order in which their lines of a step come; a fourth place is for media
+SPLITS = ("train", "validation", "test")  # in the order of their lines; the places after them are for media
+PLACES = 100  # in an optimizer step
 INIT_TIMEOUT = 30  # seconds for the server to take the run
 FINISH_TIMEOUT = 120  # seconds to send the rest at the end; what is left can be sent later
 
@@ -33,6 +31,7 @@ class WandbTracker(Tracker):
     def __init__(self, identity: Identity):
         super().__init__()
         self._identity = identity
+        self._last: int | None = None  # W&B's step of the last line from this process
         self._folder = Path(os.environ.get("WANDB_DIR") or identity.directory)
         defaults = {
             "WANDB_DATA_DIR": str(identity.directory / "wandb" / "data"),  # files of artifacts stay with the run
@@ -90,7 +89,8 @@ class WandbTracker(Tracker):
         )
 
     def _say(self, what: str) -> None:
-        print(f"W&B: {what}; `wandb sync {self._folder}/wandb/*run-*` sends it", file=sys.stderr)
+        folder = min(str(self._folder), os.path.relpath(self._folder), key=len)
+        print(f"W&B: {what}; `wandb sync {folder}/wandb/*run-*` sends it", file=sys.stderr)
 
     def identify(self) -> dict[str, str]:
         known = {"wandb_project": self._run.project, "wandb_entity": self._run.entity}
@@ -118,11 +118,16 @@ class WandbTracker(Tracker):
         return lines
 
     def log_line(self, values: Mapping[str, float], step: int, split: str) -> None:
-        self._run.log({**values, "step": step}, step=place(step, split))
+        self._log({**values, "step": step}, place(step, split))
 
     def show(self, content: Mapping[str, float | Media], step: int) -> None:
         converted = {key: self._convert(value) for key, value in content.items()}
-        self._run.log({**converted, "step": step}, step=max(place(step, "media"), self._run.step))
+        free = self._run.starting_step if self._last is None else self._last + 1
+        self._log({**converted, "step": step}, max(place(step, "media"), free))
+
+    def _log(self, values: Mapping[str, Any], where: int) -> None:
+        self._run.log(dict(values), step=where)
+        self._last = where
 
     def _convert(self, value: float | Media) -> Any:
         library = self._library
@@ -173,7 +178,7 @@ class WandbTracker(Tracker):
 
 def place(step: int, split: str) -> int:
     """W&B's own step for a line of an optimizer step: unique, and growing in the order in which lines come."""
-    return (len(SPLITS) + 1) * step + (SPLITS.index(split) if split in SPLITS else len(SPLITS))
+    return PLACES * step + (SPLITS.index(split) if split in SPLITS else len(SPLITS))
 
 
 def _escaped(text: str) -> str:
