@@ -104,7 +104,8 @@ def _strides(model: nn.Module) -> list[int]:
 
 def _patches(model: nn.Module) -> tuple[int, int] | None:
     """Height and width of the patches that a transformer cuts an image into."""
-    size = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    embedding = getattr(model, "patch_embed", getattr(model, "stem", None))
+    size = getattr(embedding, "patch_size", None)
     return (size, size) if isinstance(size, int) else size
 
 
