@@ -34,15 +34,14 @@ from models import create_model, model_arguments
 from models.norm import with_synchronised_batch_norm
 from utils.duration import duration
 from utils.errors import Interrupted, run_script, together
-from utils.metrics import RunningMean, Scores
+from utils.metrics import Scores
 from utils.resolution import fresh_statistics
 from utils.rundir import RunDirectory
 from utils.runtime import create_accelerator
-from utils.tracking.tracker import Picture
 from utils.tracking.trackers import check_installed
 from utils.training.debugging import dev_run, shortened
 from utils.training.loading import choose_backend, create_train_loader, load_once_per_machine, sample_images
-from utils.training.lr_finder import as_table, range_test, write_range_test
+from utils.training.lr_finder import find_learning_rate
 from utils.training.micro_batch import fit_micro_batch_size, micro_batches
 from utils.training.optimizers import create_optimizer, set_learning_rate
 from utils.training.preemption import StopRequest
@@ -65,7 +64,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         run = set_up(config, accelerator)
         try:
             if run.state.step == 0 and (config.find_lr or config.lr == "auto"):
-                find_learning_rate(run, stop)
+                find_learning_rate(run, stop, train_step)
             scores = None
             while run.state.evaluated_step < run.last_step:
                 started = time.perf_counter()
@@ -257,35 +256,6 @@ def evaluate_epoch(run: Run, stop: StopRequest, started: float) -> Scores:
         state.epoch = epoch
         run.epoch_sums.reset()
     return test
-
-
-def find_learning_rate(run: Run, stop: StopRequest) -> None:
-    """Runs the range test on training batches, restores model and optimizer, and takes its rate if `lr` is auto."""
-    accelerator = run.accelerator
-    weights = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
-    scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
-    unused_epochs = range(run.config.epochs, 2**31)
-    batches = (batch for epoch in unused_epochs for batch in run.loader.epoch(epoch))
-
-    def step(rate: float) -> float:
-        if signum := stop.agreed():
-            raise Interrupted(signum, "stopped in the range test, before training")
-        batch, mean = next(batches), RunningMean(accelerator.device)
-        mean.add(*train_step(run, batch, rate), batch.count)
-        return mean.mean(accelerator)[0]
-
-    test = range_test(step)
-    run.model.load_state_dict(weights)
-    run.optimizer.state.clear()
-    if scaler:
-        accelerator.scaler.load_state_dict(scaler)
-    if run.config.lr == "auto":
-        run.state.learning_rate = test.suggestion
-    accelerator.print(f"range test suggests {test.suggestion:.3g}; training with {run.state.learning_rate:.3g}")
-    if accelerator.is_main_process:
-        write_range_test(test, run.directory.path)
-        curve = {"lr_finder": Picture(run.directory.path / "lr_finder.png"), "lr_finder_curve": as_table(test)}
-        run.directory.track(lambda tracker: tracker.show(curve, step=0))
 
 
 def finish(run: Run, scores: Scores | None) -> dict[str, Any]:

@@ -25,8 +25,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models import create_model
+from models import create_model, model_arguments
 from utils.analysis.compare import history
+from utils.config import TrainConfig
 from utils.duration import duration
 from utils.figures import COLOURS, GREY, new_figure
 from utils.metrics import MetricsFile, accuracy_interval
@@ -165,7 +166,8 @@ def with_table(page: str, text: str) -> str:
 
 def flops_per_image(config: dict[str, Any], size: int) -> int:
     """Floating-point operations of one image forward and backward, as torch counts them (a multiply-add is two)."""
-    model = create_model(config["model"], 10, norm=config["norm"], width=config["width"]).train()
+    arguments = model_arguments(TrainConfig(**config), config["image_size"])
+    model = create_model(config["model"], 10, **arguments).train()
     with FlopCounterMode(display=False) as counter:
         model(torch.randn(2, 3, size, size)).sum().backward()
     return counter.get_total_flops() // 2

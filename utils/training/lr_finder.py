@@ -6,11 +6,44 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.errors import SuiteError
-from utils.tracking.tracker import Table
+from data.loaders import Batch
+from utils.errors import Interrupted, SuiteError
+from utils.metrics import RunningMean
+from utils.tracking.tracker import Picture, Table
+from utils.training.preemption import StopRequest
+from utils.training.run import Run
 
 SMOOTHING = 0.9  # of the exponential mean of the loss
 DIVERGED = 2.0  # the test ends when the smoothed loss is this many times its lowest value
+
+
+def find_learning_rate(run: Run, stop: StopRequest, train_step: Callable[[Run, Batch, float], tuple]) -> None:
+    """Runs the range test on training batches, restores model and optimizer, and takes its rate if `lr` is auto."""
+    accelerator = run.accelerator
+    weights = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
+    unused_epochs = range(run.config.epochs, 2**31)
+    batches = (batch for epoch in unused_epochs for batch in run.loader.epoch(epoch))
+
+    def step(rate: float) -> float:
+        if signum := stop.agreed():
+            raise Interrupted(signum, "stopped in the range test, before training")
+        batch, mean = next(batches), RunningMean(accelerator.device)
+        mean.add(*train_step(run, batch, rate), batch.count)
+        return mean.mean(accelerator)[0]
+
+    test = range_test(step)
+    run.model.load_state_dict(weights)
+    run.optimizer.state.clear()
+    if scaler:
+        accelerator.scaler.load_state_dict(scaler)
+    if run.config.lr == "auto":
+        run.state.learning_rate = test.suggestion
+    accelerator.print(f"range test suggests {test.suggestion:.3g}; training with {run.state.learning_rate:.3g}")
+    if accelerator.is_main_process:
+        write_range_test(test, run.directory.path)
+        curve = {"lr_finder": Picture(run.directory.path / "lr_finder.png"), "lr_finder_curve": as_table(test)}
+        run.directory.track(lambda tracker: tracker.show(curve, step=0))
 
 
 @dataclass(frozen=True)
