@@ -43,7 +43,7 @@ WAYS = (
     "SIGTERM to one rank",
     "SIGINT to one rank",
 )
-TIMINGS = {"images_per_second"}
+TIMINGS = {"images_per_second", "cpu_cores"}
 
 
 def launch(folder: Path, processes: int) -> subprocess.Popen:
