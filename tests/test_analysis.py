@@ -4,8 +4,6 @@ import base64
 import io
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -83,19 +81,6 @@ def test_predictions_are_in_the_order_of_the_test_set(analysed):
     np.testing.assert_allclose(predictions["logits"], expected, atol=1e-3)
     np.testing.assert_array_equal(predictions["labels"], split.labels)
     np.testing.assert_array_equal(predictions["indices"], np.arange(360))
-
-
-def test_two_processes_give_the_same_predictions(analysed, run):
-    launch = "--config_file accelerate_configs/multi_cpu.yaml --main_process_port 29617"
-    command = f"-m accelerate.commands.launch {launch} analyze.py {run} --track false"
-    done = subprocess.run([sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    one, two = (np.load(path / "analysis/predictions.npz") for path in (analysed, run))
-    assert set(one) == {"logits", "labels", "indices", "features"}
-    for key in one:
-        np.testing.assert_array_equal(one[key], two[key])
-    for name in ("summary.json", "mistakes.csv", "per_class.csv"):
-        assert (analysed / "analysis" / name).read_bytes() == (run / "analysis" / name).read_bytes()
 
 
 def test_a_second_call_predicts_nothing_and_says_the_same(run):

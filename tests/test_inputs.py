@@ -4,12 +4,14 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
+
 import analyze
 from tests.conftest import ROOT
 from tests.saved_runs import change
 from utils.config import AnalyzeConfig
 
-SECTIONS = ["calibration", "neighbours", "embedding", "robustness"]
+SECTIONS = ["classes", "gallery", "calibration", "neighbours", "embedding", "robustness"]
 
 
 def test_two_processes_find_the_same_for_every_section(run, tmp_path):
@@ -21,5 +23,9 @@ def test_two_processes_find_the_same_for_every_section(run, tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert {"temperature", "neighbours", "robustness"} <= set(summary)
-    for name in ("summary.json", "neighbours.csv", "embedding.csv", "robustness.csv"):
+    one, two = (np.load(path / "analysis" / "predictions.npz") for path in (run, other))
+    for key in ("logits", "labels", "indices", "features"):
+        np.testing.assert_array_equal(one[key], two[key])
+    tables = ("mistakes.csv", "per_class.csv", "neighbours.csv", "embedding.csv", "robustness.csv")
+    for name in ("summary.json", *tables):
         assert (run / "analysis" / name).read_bytes() == (other / "analysis" / name).read_bytes(), name

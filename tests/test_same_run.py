@@ -68,10 +68,8 @@ def one_process(noise, tmp_path_factory):
 @pytest.mark.parametrize(
     ("kind", "world_size", "changes"),
     [
-        ("tensor", 2, {}),
         ("tensor", 4, {"micro_batch_size": 2}),
         ("albumentations", 3, {"num_workers": 2, "micro_batch_size": 5}),
-        ("albumentations", 1, {"num_workers": 2, "micro_batch_size": 8}),
         ("mixed", 3, {"micro_batch_size": 5}),
         ("mixed by albumentations", 2, {"num_workers": 1}),
         ("record policies", 2, {"micro_batch_size": 8}),
