@@ -131,7 +131,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Run:
 def train_epoch(run: Run, stop: StopRequest) -> None:
     """Trains from where the run is to the end of the epoch, or to max_steps."""
     config, state = run.config, run.state
-    final = min(run.epoch_end, run.last_step)
+    final = run.pause
     first_step = state.step - state.epoch * run.steps_per_epoch
     bar = tqdm(
         desc=f"epoch {state.epoch + 1}/{config.epochs}",

@@ -82,9 +82,8 @@ class RunDirectory:
         with together(self.accelerator):
             if self.accelerator.is_main_process:
                 self._take_over_metrics(metrics_size, resumed_from)
-        environment = describe_environment(self.accelerator)
         if self.accelerator.is_main_process:
-            self.environment = {**environment, "data": describe_dataset(data)}
+            self.environment = {**describe_environment(self.accelerator), "data": describe_dataset(data)}
             self._describe(self.environment)
 
     def _take_over_metrics(self, size: int, resumed_from: Path | None) -> None:
@@ -102,8 +101,7 @@ class RunDirectory:
         known.setdefault("run_id", os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8])
         replace_file(path, to_json({**environment, **known}))
         write_config(self.config, self.path / "config.yaml")
-        names = [name for name in self.config.trackers if name != "none"]
-        self._trackers = Trackers(names, identify_run(self.config, self.path, known))
+        self._trackers = Trackers(self.config.trackers, identify_run(self.config, self.path, known))
         for found in self._trackers.each(lambda tracker: tracker.identify()):
             known |= found
         replace_file(path, to_json({**environment, **known}))

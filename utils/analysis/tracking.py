@@ -31,7 +31,7 @@ def track_analysis(
 
     A fault of a tracker costs a warning on stderr, not the analysis.
     """
-    names = [name for name in run.config.trackers if name != "none" and find_spec(name)]
+    names = [name for name in run.config.trackers if find_spec(name)]
     if not names or "run_id" not in run.environment:
         return
     examples = [example for section in sections for example in section.page.get("examples", ())]

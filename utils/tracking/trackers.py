@@ -34,14 +34,11 @@ class Trackers:
     """Hands everything to each tracker. What one raises is said once, as a warning: a run never fails of it."""
 
     def __init__(self, names: Sequence[str] = (), identity: Identity | None = None):
-        """Opens those that are named; without a name nothing happens in any method."""
+        """Opens those that are named; with none, nothing happens in any method."""
         self._open: list[Tracker] = []
         self._warned: set[str] = set()
-        for name in names:
+        for name in [name for name in names if name != "none"]:
             self._attempt(name, lambda name=name: self._open.append(_create(name, identity)))
-
-    def __bool__(self) -> bool:
-        return bool(self._open)
 
     def each(self, act: Callable[[Tracker], Any]) -> list[Any]:
         """Does something with every tracker; returns what those gave that did not fail."""

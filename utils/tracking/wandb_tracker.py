@@ -6,6 +6,7 @@ optimizer's.
 """
 
 import contextlib
+import html
 import json
 import os
 import subprocess
@@ -143,7 +144,7 @@ class WandbTracker(Tracker):
             fields = {"Actual": "true", "Predicted": "predicted", "nPredictions": "images"}
             return library.plot_table("wandb/confusion_matrix/v1", self._convert(value.table()), fields, {})
         if isinstance(value, Text):
-            return library.Html(f"<pre>{_escaped(value.text)}</pre>")
+            return library.Html(f"<pre>{html.escape(value.text)}</pre>")
         if isinstance(value, Page):
             return library.Html(value.html, inject=False)
         return [self._convert(picture) for picture in value]
@@ -179,7 +180,3 @@ class WandbTracker(Tracker):
 def place(step: int, split: str) -> int:
     """W&B's own step for a line of an optimizer step: unique, and growing in the order in which lines come."""
     return PLACES * step + (SPLITS.index(split) if split in SPLITS else len(SPLITS))
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;")

@@ -132,6 +132,11 @@ class Run:
         return (self.state.epoch + 1) * self.steps_per_epoch
 
     @property
+    def pause(self) -> int:
+        """The step after which the current epoch, or the training, ends."""
+        return min(self.epoch_end, self.last_step)
+
+    @property
     def model_config(self) -> ModelConfig:
         """The exported model's config.json, for the resolution that it was last trained on."""
         config, data = self.config, self.data
@@ -190,15 +195,14 @@ class Run:
 
     def is_logged(self, step: int) -> bool:
         """Whether a training line is written after this step of the current epoch."""
-        return step % self.config.log_every_steps == 0 or step == min(self.epoch_end, self.last_step)
+        return step % self.config.log_every_steps == 0 or step == self.pause
 
     def step_details(self) -> dict[str, float]:
         """What a training line says of its last step and of the machine, besides loss and rate."""
-        norm = float(self.gradient_norm)
-        finite = (
-            {"gradient_norm": norm} if math.isfinite(norm) else {}
-        )  # under fp16 some steps overflow, and are skipped
-        return {**finite, **self.machine_use.read(), **self.logged_resolution()}
+        details = {"gradient_norm": float(self.gradient_norm)}
+        if not math.isfinite(details["gradient_norm"]):  # under fp16 some steps overflow, and are skipped
+            details.clear()
+        return {**details, **self.machine_use.read(), **self.logged_resolution()}
 
     def logged_resolution(self) -> dict[str, int]:
         """What a line of the last step's metrics says of its images' size, where that changes."""
