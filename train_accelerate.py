@@ -42,7 +42,8 @@ from utils.tracking.trackers import check_installed
 from utils.training.debugging import dev_run, shortened
 from utils.training.loading import choose_backend, create_train_loader, load_once_per_machine, sample_images
 from utils.training.lr_finder import find_learning_rate
-from utils.training.micro_batch import fit_micro_batch_size, micro_batches
+from utils.training.micro_batch import check_single_images, fit_micro_batch_size, micro_batches
+from utils.training.nonfinite import is_ruined, recover
 from utils.training.optimizers import create_optimizer, set_learning_rate
 from utils.training.preemption import StopRequest
 from utils.training.release import check_release, push, write_exports, write_model_folder
@@ -60,40 +61,43 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """The training from its start, or from where it was stopped, to its end."""
     check_installed(config.trackers)
     accelerator = create_accelerator(peer_timeout=config.peer_timeout)
-    with StopRequest(accelerator, config.peer_timeout) as stop:
-        run = set_up(config, accelerator)
-        try:
-            if run.state.step == 0 and (config.find_lr or config.lr == "auto"):
-                find_learning_rate(run, stop, train_step)
-            scores = None
-            while run.state.evaluated_step < run.last_step:
-                started = time.perf_counter()
-                train_epoch(run, stop)
-                scores = evaluate_epoch(run, stop, started)
-                run.save()
-                run.track_checkpoint()
-            summary = finish(run, scores)
-        finally:
-            run.close()
+    with (
+        StopRequest(accelerator, config.peer_timeout) as stop,
+        RunDirectory(config, accelerator) as directory,
+        contextlib.closing(set_up(config, accelerator, directory)) as run,
+    ):
+        if run.state.step == 0 and (config.find_lr or config.lr == "auto"):
+            find_learning_rate(run, stop, train_step)
+        if config.on_nan == "rollback" and run.state.step == 0:
+            run.save()  # something to go back to
+        scores = None
+        while run.state.evaluated_step < run.last_step:
+            started = time.perf_counter()
+            train_epoch(run, stop)
+            scores = evaluate_epoch(run, stop, started)
+            run.save()
+            run.track_checkpoint()
+        summary = finish(run, scores)
     accelerator.end_training()
     if accelerator.is_main_process:
         push(config)
     return summary
 
 
-def set_up(config: TrainConfig, accelerator: Accelerator) -> Run:
+def set_up(config: TrainConfig, accelerator: Accelerator, directory: RunDirectory) -> Run:
     """Data, model and optimizer, fresh or as in the checkpoint to go on from."""
     device = accelerator.device
     with together(accelerator):
         check_release(config, accelerator.is_main_process)
+        directory.check()
         with torch.device("meta"):  # a mistaken model is not worth a download
             create_model(config.model, 1, **model_arguments(config, config.image_size))
         if accelerator.is_local_main_process:
             download(config.dataset, config.data_dir)
     data = shortened(load_once_per_machine(config, accelerator), config)
-    directory = RunDirectory(config, accelerator)
     source, files = directory.find_resume(FILES) or (None, None)
     with together(accelerator):
+        check_single_images(config, data, accelerator.num_processes)
         saved = saved_option(files, "augment_backend", "albumentations") if files else None
         backend = choose_backend(config, saved, data.train, accelerator)
         directory.config = config = dataclasses.replace(config, augment_backend=backend)
@@ -101,10 +105,12 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Run:
 
         torch.manual_seed(config.seed)
         model = create_model(config.model, len(data.class_names), **model_arguments(config, data.image_size))
-        if hasattr(model, "initialise_from") and not files:
+        initialise_from = getattr(model, "initialise_from", None)
+        if initialise_from and not files:
             mean, std = torch.tensor(data.mean), torch.tensor(data.std)
-            model.initialise_from(to_input(sample_images(data.train, 5000), mean, std))
-        model = model.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+            initialise_from(to_input(sample_images(data.train, 5000), mean, std))
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
         if device.type == "cuda" and accelerator.num_processes > 1:
             model = with_synchronised_batch_norm(model)
         optimizer = create_optimizer(
@@ -117,7 +123,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Run:
             config.norm_bias_lr_factor,
         )
         run = Run(config, accelerator, directory, data, loader, model, optimizer, config.micro_batch_size)
-        if files:
+        if source and files:
             run.restore(files, source)
             accelerator.print(f"resumed from {source} (step {run.state.step})")
     if config.micro_batch_size is None and device.type != "cpu":  # a CPU's memory runs out without an error to act on
@@ -145,35 +151,37 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
     started = window_started = time.perf_counter()
     images = 0
     while state.step < final:
-        batch, rate = next(batches), run.learning_rate()
-        with fresh_statistics(run.model, begin=state.step == run.next_phase.first_step > 0):
-            run.window.add(*train_step(run, batch, rate), batch.count)
+        batch, rate = next(batches), run.learning_rate(state.step + 1)
+        with fresh_statistics(run.model, begin=run.begins_phase):
+            run.note_step(*train_step(run, batch, rate), batch.count)
         state.step += 1
         run.update_averages()
         if run.profiler:
             run.profiler.step()
         images += batch.global_count
         bar.update()
-        if run.is_logged(state.step):
-            loss, accuracy, count = run.window.mean(run.accelerator)
-            run.check_finite(loss)
-            now = time.perf_counter()
-            speed = round(images / (now - window_started), 1)
-            window_started, images = now, 0
-            values = {"lr": rate, "images_per_second": speed, "images": count, **run.step_details()}
-            run.directory.log("train", state.step, state.epoch + 1, loss, accuracy, **values)
-            bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.2%}, lr {rate:.3g}, {speed:.0f} images/s")
-            run.epoch_sums.merge(run.window)
-            run.window.reset()
         signum = stop.agreed()
         due = config.checkpoint_every_steps and state.step % config.checkpoint_every_steps == 0 and state.step < final
+        if (signum or due or run.is_checked(state.step)) and is_ruined(run):
+            if signum:
+                bar.close()
+                raise Interrupted(signum, f"stopped at step {state.step}, not saved: its numbers are not finite")
+            paused = time.perf_counter()
+            state = recover(run)
+            window_started, images = time.perf_counter(), 0
+            started += window_started - paused
+            continue
+        if run.is_logged(state.step):
+            now = time.perf_counter()  # the device is not behind: is_ruined has waited for it
+            bar.set_postfix_str(run.log_window(rate, images / (now - window_started)))
+            window_started, images = now, 0
         if signum or due:
             paused = time.perf_counter()
             state.train_seconds += paused - started
             run.save()
             if signum:
                 bar.close()
-                raise Interrupted(signum, f"stopped at step {state.step}; the same command goes on")
+                raise Interrupted(signum, f"stopped at step {state.step}; {run.directory.how_to_go_on()}")
             started = time.perf_counter()
             window_started += started - paused
     state.train_seconds += time.perf_counter() - started
@@ -207,9 +215,7 @@ def train_step(run: Run, batch: Batch, rate: float) -> tuple[Tensor, Tensor]:
             loss_sum += piece.weight * F.cross_entropy(logits, piece.targets, reduction="sum")
             labels = piece.targets if piece.targets.ndim == 1 else piece.targets.argmax(1)
             hits += piece.weight * (logits.argmax(1) == labels).sum()
-    if config.grad_clip_norm is not None or run.is_logged(run.state.step + 1):
-        limit = math.inf if config.grad_clip_norm is None else config.grad_clip_norm
-        run.gradient_norm = accelerator.clip_grad_norm_(run.trained.parameters(), limit)
+    run.gradient_norm = accelerator.clip_grad_norm_(run.trained.parameters(), config.grad_clip_norm or math.inf)
     run.optimizer.step()
     run.optimizer.zero_grad()
     return loss_sum, hits
@@ -226,9 +232,8 @@ def evaluate_epoch(run: Run, stop: StopRequest, started: float) -> Scores:
     def stop_if_asked() -> None:
         if signum := stop.agreed():
             run.save()
-            raise Interrupted(
-                signum, f"stopped after step {state.step}, before its evaluation; the same command goes on"
-            )
+            going_on = run.directory.how_to_go_on()
+            raise Interrupted(signum, f"stopped after step {state.step}, before its evaluation; {going_on}")
 
     validation = run.evaluate(run.data.validation, stop_if_asked) if run.data.validation else None
     test = run.evaluate(run.data.test, stop_if_asked)
@@ -239,8 +244,8 @@ def evaluate_epoch(run: Run, stop: StopRequest, started: float) -> Scores:
             "validation", state.step, epoch, validation.loss, validation.accuracy, **run.logged_resolution()
         )
         size_since = run.last_phase.first_step  # accuracies on images of another size do not compete
-        stale = state.best_accuracy is None or (size_since > 0 and state.best_step <= size_since)
-        if stale or validation.accuracy > state.best_accuracy:
+        best = state.best_accuracy
+        if best is None or 0 < state.best_step <= size_since or validation.accuracy > best:
             state.best_accuracy, state.best_step = validation.accuracy, state.step
             run.best = {name: tensor.detach().cpu().clone() for name, tensor in run.reported.state_dict().items()}
             run.track_best()
@@ -270,7 +275,7 @@ def finish(run: Run, scores: Scores | None) -> dict[str, Any]:
     with together(accelerator):
         if accelerator.is_main_process:
             write_model_folder(run, summary)
-    run.directory.finish(summary)
+        run.directory.finish(summary)
     write_exports(run, summary)
     run.track_model(summary)
     folder = shlex.quote(config.output_dir)

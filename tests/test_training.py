@@ -276,12 +276,12 @@ def test_plan_that_ends_at_another_size_is_refused(tmp_path):
 def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     """A rate that ends in infinity: steps during the warm-up are harmless and saved, later ones are not."""
     folder, log = tmp_path / "run", tmp_path / "log"
-    config = tiny_config(folder, lr=1e38, schedule="onecycle", checkpoint_every_steps=1, keep_checkpoints=100)
+    config = tiny_config(folder, lr=1e9, schedule="onecycle", checkpoint_every_steps=1, keep_checkpoints=100)
     assert run(train_script, config, log=log) == [1]
     text = log.read_text()
     assert "Traceback" not in text
     (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
-    for words in ("not finite any more at step", "learning rate 1e+38", "try a lower --lr"):
+    for words in ("not finite since step", "(learning rate ", "try a lower --lr"):
         assert words in line
     saved = list_checkpoints(folder / "checkpoints")
     assert f"last good checkpoint: {saved[-1].name if saved else 'none'}" in line

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from data.loaders import Batch
 from utils.errors import Interrupted, SuiteError
+from utils.files import replacing
 from utils.metrics import RunningMean
-from utils.tracking.tracker import Picture, Table
+from utils.tracking.tracker import Media, Picture, Table
 from utils.training.preemption import StopRequest
 from utils.training.run import Run
 
@@ -17,7 +20,9 @@ SMOOTHING = 0.9  # of the exponential mean of the loss
 DIVERGED = 2.0  # the test ends when the smoothed loss is this many times its lowest value
 
 
-def find_learning_rate(run: Run, stop: StopRequest, train_step: Callable[[Run, Batch, float], tuple]) -> None:
+def find_learning_rate(
+    run: Run, stop: StopRequest, train_step: Callable[[Run, Batch, float], tuple[Tensor, Tensor]]
+) -> None:
     """Runs the range test on training batches, restores model and optimizer, and takes its rate if `lr` is auto."""
     accelerator = run.accelerator
     weights = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
@@ -30,7 +35,8 @@ def find_learning_rate(run: Run, stop: StopRequest, train_step: Callable[[Run, B
             raise Interrupted(signum, "stopped in the range test, before training")
         batch, mean = next(batches), RunningMean(accelerator.device)
         mean.add(*train_step(run, batch, rate), batch.count)
-        return mean.mean(accelerator)[0]
+        loss, _, count = mean.mean(accelerator)
+        return loss if count == batch.global_count else math.nan
 
     test = range_test(step)
     run.model.load_state_dict(weights)
@@ -42,8 +48,9 @@ def find_learning_rate(run: Run, stop: StopRequest, train_step: Callable[[Run, B
     accelerator.print(f"range test suggests {test.suggestion:.3g}; training with {run.state.learning_rate:.3g}")
     if accelerator.is_main_process:
         write_range_test(test, run.directory.path)
-        curve = {"lr_finder": Picture(run.directory.path / "lr_finder.png"), "lr_finder_curve": as_table(test)}
-        run.directory.track(lambda tracker: tracker.show(curve, step=0))
+        picture = Picture(run.directory.path / "lr_finder.png")
+        shown: dict[str, Media] = {"lr_finder": picture, "lr_finder_curve": as_table(test)}
+        run.directory.track(lambda tracker: tracker.show(shown, step=0))
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ def as_table(test: RangeTest) -> Table:
 def write_range_test(test: RangeTest, folder: Path) -> None:
     """lr_finder.csv and lr_finder.png."""
     table = as_table(test)
-    with open(folder / "lr_finder.csv", "w", newline="") as file:
+    with replacing(folder / "lr_finder.csv", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(table.columns)
         writer.writerows(table.rows)
@@ -121,4 +128,5 @@ def write_range_test(test: RangeTest, folder: Path) -> None:
     axes.set_ylim(low - 0.15 * (high - low), high + 0.6 * (high - low))
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(folder / "lr_finder.png", dpi=200)
+    with replacing(folder / "lr_finder.png") as file:
+        figure.savefig(file, format="png", dpi=200)

@@ -15,7 +15,6 @@ from data.loaders import DeviceLoader, EvaluationLoader, TrainLoader
 from models import model_arguments
 from utils.checkpoint import ModelConfig
 from utils.config import TrainConfig
-from utils.errors import SuiteError
 from utils.evaluation import predict
 from utils.metrics import RunningMean, Scores, score
 from utils.model_summary import describe_model
@@ -44,7 +43,8 @@ class Run:
         mixing: MixUp and CutMix, where asked for.
         ema, lookahead: averages of the weights, where asked for.
         best: weights of the epoch with the best validation accuracy, on the CPU.
-        gradient_norm: of the last step that was logged or clipped, before clipping.
+        gradient_norm: of the last step, before clipping.
+        bad_steps: the latest steps in a row whose loss or gradient was not finite; int64 on the device.
         profiler: on the main process, where asked for.
     """
 
@@ -62,19 +62,22 @@ class Run:
     machine_use: MachineUse = field(init=False)
     window: RunningMean = field(init=False)
     epoch_sums: RunningMean = field(init=False)
+    bad_steps: Tensor = field(init=False)
+    gradient_norm: Tensor = field(init=False)
     phases: list[Phase] = field(init=False)
     mixing: Mixing | None = None
     ema: Ema | None = None
     lookahead: Lookahead | None = None
     state: TrainState = field(default_factory=TrainState)
     best: dict[str, Tensor] | None = None
-    gradient_norm: Tensor | None = None
     profiler: StepProfiler | None = None
 
     def __post_init__(self) -> None:
         config, data, device = self.config, self.data, self.accelerator.device
         self.mean, self.std = torch.tensor(data.mean, device=device), torch.tensor(data.std, device=device)
         self.window, self.epoch_sums = RunningMean(device), RunningMean(device)
+        self.bad_steps = torch.zeros((), dtype=torch.int64, device=device)
+        self.gradient_norm = torch.zeros((), device=device)
         self.machine_use = MachineUse(device)
         self.phases = resolution_phases(config.resolution, data.image_size, self.total_steps)
         self.state.learning_rate = 0.0 if config.lr == "auto" else config.lr
@@ -93,13 +96,14 @@ class Run:
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.window.restore(self.state.window, rank, world_size)
         self.epoch_sums.restore(self.state.epoch_sums, rank, world_size)
+        self.bad_steps = torch.full_like(self.bad_steps, self.state.bad_steps)
 
     def prepare(self) -> None:
         """Hands model and optimizer to Accelerate: device, precision, DDP; compiles where asked for."""
         self.directory.track(self._show_model)
         self.trained, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         if self.config.compile:
-            self.trained = torch.compile(self.trained)
+            self.trained = torch.compile(self.trained)  # type: ignore[assignment]
         if self.ema:
             self.accelerator.prepare_model(self.ema.model, evaluation_mode=True)
 
@@ -151,10 +155,10 @@ class Run:
             config.tta,
         )
 
-    def learning_rate(self) -> float:
-        """The rate of the next step."""
+    def learning_rate(self, step: int) -> float:
+        """The rate of a step, from 1."""
         config = self.config
-        factor = learning_rate_factor(config.schedule, self.state.step, self.total_steps, config.warmup_fraction)
+        factor = learning_rate_factor(config.schedule, step - 1, self.total_steps, config.warmup_fraction)
         return self.state.learning_rate * factor
 
     @property
@@ -166,6 +170,13 @@ class Run:
     def last_phase(self) -> Phase:
         """The phase of the last finished step."""
         return phase_at(self.phases, self.state.step - 1)
+
+    @property
+    def begins_phase(self) -> bool:
+        """Whether the next step is the first on images of its size."""
+        state = self.state
+        trained = state.skipped[-1][0] if state.skipped and state.skipped[-1][1] == state.step else state.step
+        return trained > 0 and phase_at(self.phases, trained - 1) != self.next_phase
 
     def update_averages(self) -> None:
         """Takes the weights after an optimizer step, the last of state.step, into their averages."""
@@ -193,9 +204,34 @@ class Run:
         )
         return score(logits, torch.from_numpy(split.labels))
 
+    def log_window(self, rate: float, speed: float) -> str:
+        """Writes the training line of the steps since the one before, and returns it as text.
+
+        Args:
+            rate: learning rate of the last step.
+            speed: images per second.
+        """
+        loss, accuracy, count = self.window.mean(self.accelerator)
+        if count:  # else no loss was finite, and there is nothing to tell yet
+            values = {"lr": rate, "images_per_second": round(speed, 1), "images": count, **self.step_details()}
+            self.directory.log("train", self.state.step, self.state.epoch + 1, loss, accuracy, **values)
+        self.epoch_sums.merge(self.window)
+        self.window.reset()
+        return f"loss {loss:.3f}, accuracy {accuracy:.2%}, lr {rate:.3g}, {speed:.0f} images/s"
+
+    def note_step(self, loss_sum: Tensor, hits: Tensor, count: int) -> None:
+        """Takes in what a step of `count` images on this rank gave; does not wait for the device."""
+        self.window.add(loss_sum, hits, count)
+        finite = loss_sum.isfinite() & self.gradient_norm.isfinite()
+        self.bad_steps = torch.where(finite, 0, self.bad_steps + 1)
+
     def is_logged(self, step: int) -> bool:
         """Whether a training line is written after this step of the current epoch."""
         return step % self.config.log_every_steps == 0 or step == self.pause
+
+    def is_checked(self, step: int) -> bool:
+        """Whether it is looked after this step whether the numbers are finite."""
+        return step % self.config.nan_patience == 0 or self.is_logged(step)
 
     def step_details(self) -> dict[str, float]:
         """What a training line says of its last step and of the machine, besides loss and rate."""
@@ -206,7 +242,7 @@ class Run:
 
     def logged_resolution(self) -> dict[str, int]:
         """What a line of the last step's metrics says of its images' size, where that changes."""
-        return {"resolution": self.model_config.resolution} if len(self.phases) > 1 else {}
+        return {"resolution": self.last_phase.size} if len(self.phases) > 1 else {}
 
     def summary(self, scores: Scores, plain: Scores) -> dict[str, Any]:
         """The content of summary.json: scores of the reported model on the test split, `plain` without TTA."""
@@ -228,17 +264,19 @@ class Run:
             "seed": self.config.seed,
             "learning_rate": state.learning_rate,
             "best_validation_accuracy": state.best_accuracy,
+            "skipped_steps": sum(after - before for before, after in state.skipped),
         }
 
     def save(self) -> None:
-        """Writes a checkpoint of the run as it stands; to be called on every rank at the same step."""
+        """Writes a checkpoint of the run as it stands, which must not be ruined; on every rank at the same step."""
         state, accelerator = self.state, self.accelerator
         state.window, state.epoch_sums = self.window.state(accelerator), self.epoch_sums.state(accelerator)
-        self.check_finite(sum(row[0] for row in state.window))
-        if not accelerator.is_main_process:
-            return
-        state.metrics_size = self.directory.metrics.size()
-        self.directory.save_checkpoint(state.step, pack(self))
+
+        def files(metrics_size: int) -> dict[str, bytes]:
+            state.metrics_size = metrics_size
+            return pack(self)
+
+        self.directory.save_checkpoint(state.step, files)
 
     def track_best(self) -> None:
         """Tells the trackers of a new best epoch, so that also a run that goes on, or ends early, shows it."""
@@ -264,18 +302,6 @@ class Run:
         self.directory.track(lambda tracker: tracker.keep_files(name, folder, aliases, details))
 
     def close(self) -> None:
-        """Closes the trackers and frees the folder; on every rank, once."""
+        """Ends the profile, where training ended before it."""
         if self.profiler:
             self.profiler.close()
-        self.directory.close()
-
-    def check_finite(self, loss: float) -> None:
-        """Raises where the loss or the weights are no numbers any more; the last checkpoint is from before."""
-        if math.isfinite(loss) and torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all():
-            return
-        raise SuiteError(
-            f"the loss is not finite any more at step {self.state.step} (peak learning rate "
-            f"{self.state.learning_rate:.3g}); last good checkpoint: {self.directory.last_checkpoint_name()}; "
-            "try a lower --lr or --grad_clip_norm 1",
-            silent=not self.accelerator.is_main_process,
-        )
