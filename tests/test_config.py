@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from utils.config import AnalyzeConfig, TrainConfig, load_config, parse_config, read_config, write_config
-from utils.errors import UserError
+from utils.errors import UserError, run_script
 
 ROOT = Path(__file__).parents[1]
 NUMERIC = [
@@ -381,3 +381,32 @@ def test_help_shows_range_default_and_what_unset_means(capsys):
     assert "over all processes and accumulation (at least 1; default: 512)" in text
     assert "unset: as large as fits (at least 1)" in text
     assert "--nesterov [true|false] Nesterov momentum (sgd) (default: true)" in text
+
+
+def test_secret_of_the_environment_is_refused_as_an_option_and_not_shown(monkeypatch, capsys):
+    secret = "hf_notToBeWrittenAnywhere"
+    monkeypatch.setenv("HF_TOKEN", secret)
+    monkeypatch.setenv("KEY_PATH", "/home/somebody")  # no secret: where one lies
+    assert TrainConfig(data_dir="/home/somebody/data").data_dir == "/home/somebody/data"
+    for option in (f"--run_name=my {secret}", f"--run_tags=a,{secret}", f"--{secret}=1", f"--epochs={secret}"):
+        with pytest.raises(SystemExit) as end:
+            parse_config(TrainConfig, [option])
+        line = capsys.readouterr().err
+        assert (end.value.code, line.count("\n")) == (2, 1)
+        assert secret not in line
+        assert "HF_TOKEN" in line
+
+
+def test_secrets_are_hidden_in_errors_and_their_tracebacks(monkeypatch, capsys):
+    monkeypatch.setenv("SOME_PASSWORD", "correct horse battery")
+
+    def fail(_):
+        raise UserError("the server says: correct horse battery is wrong")
+
+    for debug in (False, True):
+        with pytest.raises(SystemExit):
+            run_script(fail, TrainConfig(debug=debug))
+        printed = capsys.readouterr().err
+        assert ("Traceback" in printed) is debug
+        assert "error: the server says: <SOME_PASSWORD> is wrong" in printed
+        assert "horse" not in printed

@@ -26,6 +26,20 @@ WANDB = str(Path(sys.executable).with_name("wandb"))
 SPLITS = ("train", "validation", "test")
 
 
+SECRETS = {
+    "WANDB_API_KEY": "5ec4e7" * 6 + "abcd",
+    "HF_TOKEN": "hf_notToBeWrittenAnywhere",
+    "AWS_SECRET_ACCESS_KEY": "notToBe/written+Either",
+    "A_GIT_TOKEN": "ghp_norThisOfTheClone",
+}
+# As git was told to clone: the token is the user's name.
+REMOTE = {
+    "GIT_CONFIG_COUNT": "1",
+    "GIT_CONFIG_KEY_0": "remote.origin.url",
+    "GIT_CONFIG_VALUE_0": f"https://{SECRETS['A_GIT_TOKEN']}:x-oauth-basic@example.org/suite.git",
+}
+
+
 @pytest.fixture(autouse=True)
 def nobody_is_logged_in(monkeypatch, tmp_path):
     """Neither a key of this machine's user nor a setting of theirs; no prompt either, since there is no terminal."""
@@ -91,14 +105,23 @@ def tracked(tmp_path_factory) -> Path:
         run_group="seeds", run_tags=["small", "test"], find_lr=True, track_model="all", project_name="digits",
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WANDB_API_KEY", "")
         patch.setenv("NETRC", str(folder / "netrc"))
+        for name, value in {**SECRETS, **REMOTE}.items():
+            patch.setenv(name, value)
         assert run_processes(train, config, {"WANDB_MODE": "offline"}, world_size=2) == [0, 0]
         environment = {**os.environ, "WANDB_MODE": "offline"}
         analysis = [sys.executable, "analyze.py", str(folder)]
         done = subprocess.run(analysis, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
         assert "warning" not in done.stderr
     return folder
+
+
+def test_no_secret_of_the_environment_is_in_any_file(tracked):
+    files = [path for path in tracked.rglob("*") if path.is_file()]
+    content = {path.relative_to(tracked): path.read_bytes() for path in files}
+    assert any(b"example.org/suite.git" in held for held in content.values())
+    for name, value in SECRETS.items():
+        assert not [path for path, held in content.items() if value.encode() in held], name
 
 
 def test_wandb_config_tells_how_to_repeat_the_run(tracked):

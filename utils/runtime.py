@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import re
 import subprocess
 import sys
 from datetime import timedelta
@@ -132,6 +133,12 @@ def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
         "platform": platform.platform(),
         "command": [Path(sys.executable).name, *sys.argv],
     }
+
+
+def git_remote() -> str | None:
+    """Where the code came from, without the user and the password that may be in the address."""
+    address = _git("config", "--get", "remote.origin.url")
+    return re.sub(r"(?<=://)[^/@]*@", "", address) if address else None
 
 
 def _git(*arguments: str) -> str | None:

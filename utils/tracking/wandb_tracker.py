@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import one_line
-from utils.tracking.tracker import Confusion, Identity, Line, Media, Page, Picture, Table, Text, Tracker
+from utils.runtime import git_remote
+from utils.tracking.tracker import Confusion, Identity, Line, Media, Page, Picture, Table, Text, Tracker, check_records
 
 SPLITS = ("train", "validation", "test")  # in the order of their lines; the places after them are for media
 PLACES = 100  # in an optimizer step
 INIT_TIMEOUT = 30  # seconds for the server to take the run
+INSPECT_TIMEOUT = 60  # seconds for reading back one offline piece
 FINISH_TIMEOUT = 120  # seconds to send the rest at the end; what is left can be sent later
 
 
@@ -74,7 +76,7 @@ class WandbTracker(Tracker):
 
     def _init(self, mode: str) -> Any:
         identity = self._identity
-        settings = self._library.Settings(finish_timeout_raises=True)
+        settings = self._library.Settings(finish_timeout_raises=True, git_remote_url=git_remote())
         return self._library.init(
             project=identity.project,
             entity=identity.entity,
@@ -109,9 +111,11 @@ class WandbTracker(Tracker):
 
     def _lines_in_files(self) -> set[Line]:
         lines = set()
+        check_records(self._folder / "wandb", "*.wandb")
         for folder in self._folder.glob("wandb/*run-*"):
             command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
-            printed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+            options = {"capture_output": True, "text": True, "errors": "replace", "timeout": INSPECT_TIMEOUT}
+            printed = subprocess.run(command, **options, check=False).stdout
             for text in printed.splitlines():
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     item = json.loads(text)["history"]["item"]
