@@ -45,6 +45,11 @@ class ResNet(nn.Module):
         width: channels of the first stage; each later one has twice as many. 64 is the paper's.
     """
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     def __init__(self, blocks: tuple[int, int, int, int], num_classes: int = 10, norm: str = "batch", width: int = 64):
         super().__init__()
         norm_layer = choose_norm(norm, width)

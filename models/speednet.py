@@ -66,7 +66,7 @@ class SpeedNet(nn.Module):
         whitened = 2 * 3 * PATCH**2
         self.whiten = nn.Conv2d(3, whitened, PATCH)
         self.whiten.weight.requires_grad_(False)
-        nn.init.zeros_(self.whiten.bias)
+        nn.init.zeros_(self.whiten.bias)  # type: ignore[arg-type]
         self.group1 = ConvGroup(whitened, width, norm_layer)
         self.group2 = ConvGroup(width, 4 * width, norm_layer)
         self.group3 = ConvGroup(4 * width, 4 * width, norm_layer)
@@ -121,8 +121,9 @@ def whitening_filters(inputs: Tensor) -> Tensor:
 def _identity_conv(in_channels: int, channels: int) -> nn.Conv2d:
     """A convolution that passes its input on in its first channels; the others start as torch starts them."""
     conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
-    with torch.no_grad():
-        nn.init.dirac_(conv.weight[:in_channels])
+    if not conv.weight.is_meta:  # where there is nothing to set, but dirac_ would visit every channel
+        with torch.no_grad():
+            nn.init.dirac_(conv.weight[:in_channels])
     return conv
 
 

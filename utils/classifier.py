@@ -32,6 +32,9 @@ class ImageClassifier(
     pickle, which can hold code.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: nn.Module, model_config: ModelConfig):
         super().__init__()
         self.model, self.model_config = model, model_config

@@ -9,6 +9,7 @@ stand on the line, after `python` as after `accelerate launch` and its options.
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from utils.config import AnalyzeConfig, TrainConfig, allowed_names, build_parser
 from utils.errors import SuiteError, UserError, leave
@@ -67,7 +68,8 @@ def completion_script(shell: str) -> str:
         types = {spec.name: spec.type for spec in dataclasses.fields(kind)}
         parser = build_parser(kind)
         parser.prog = script
-        for action in parser._actions:
+        actions: list[Any] = parser._actions
+        for action in actions:
             if action.dest in FOLDERS:
                 action.complete = shtab.DIRECTORY
             elif action.dest == "predict":

@@ -1,6 +1,6 @@
 """Learning curves from the lines of metrics.jsonl."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ class Point(NamedTuple):
     accuracy: float
 
 
-def epoch_curves(rows: Iterable[dict[str, Any]]) -> dict[str, list[Point]]:
+def epoch_curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Point]]:
     """One curve per split that was scored, in the order train, validation, test.
 
     A training line covers the images since the line before it, so an epoch's mean weights its lines by their images.

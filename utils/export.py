@@ -5,9 +5,10 @@ import json
 import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 TOLERANCE = 1e-4  # of a logit, relative to the largest one; rounding leaves about a hundredth of it
 
 
-class Exported(NamedTuple):
+@dataclass(frozen=True)
+class Exported:
     """A file in model/, and the largest difference of its logits from the checkpoint's over `count` images."""
 
     kind: str
@@ -85,7 +87,7 @@ def _one_line_of(step: str):
 
 
 def _write_onnx(program: torch.export.ExportedProgram, class_names: str) -> bytes:
-    made = torch.onnx.export(program, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False)
+    made: Any = torch.onnx.export(program, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False)
     made.model.metadata_props["class_names"] = class_names
     return made.model_proto.SerializeToString()
 

@@ -11,7 +11,7 @@ import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError
 
@@ -32,8 +32,9 @@ class Phase:
 
 def parse_resolution(plan: str) -> list[tuple[int, float]]:
     """The sizes of a plan and the share of all steps at which each ends. Raises UserError naming what is allowed."""
-    entries = [re.fullmatch(r"\s*(\d+)\s*(?:@\s*(\d*\.?\d+)\s*)?", part) for part in plan.split(",")]
-    if any(entry is None for entry in entries) or any(entry.group(2) is None for entry in entries[:-1]):
+    found = [re.fullmatch(r"\s*(\d{1,5})\s*(?:@\s*(\d*\.?\d+)\s*)?", part) for part in plan.split(",")]
+    entries = [entry for entry in found if entry]
+    if len(entries) < len(found) or any(entry.group(2) is None for entry in entries[:-1]):
         raise UserError(f"resolution: {plan!r} is not allowed; {ALLOWED}")
     sizes = [int(entry.group(1)) for entry in entries]
     ends = [float(entry.group(2)) if entry.group(2) else 1.0 for entry in entries]
@@ -65,7 +66,7 @@ def fresh_statistics(model: nn.Module, begin: bool) -> Iterator[None]:
 
     To be put around the first step on images of another size, whose statistics are others.
     """
-    layers = [module for module in model.modules() if hasattr(module, "running_mean")] if begin else []
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "running_mean")] if begin else []
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()

@@ -51,7 +51,7 @@ def compare(
     """Every CAM with its ROAD scores; nothing where there is no image, or only one CAM and scoring it takes long."""
     if not classes or (len(cams) == 1 and max(inputs.shape[2:]) > ROAD_SIDE):
         return []
-    compared = []
+    compared: list[Compared] = []
     for cam in tqdm(cams, "comparing CAMs", leave=False, disable=None if len(cams) > 1 else True):
         maps = class_maps(model, cam, inputs, classes) if compared else first_maps[: len(classes)]
         compared.append(Compared(cam, maps, road_scores(model, inputs, maps, classes)))
@@ -59,7 +59,7 @@ def compare(
 
 
 def grid_figure(
-    compared: Sequence[Compared], mistakes: Sequence[Mistake], images: Sequence[np.ndarray], class_names: Sequence[str]
+    compared: Sequence[Compared], mistakes: Sequence[Mistake], images: np.ndarray, class_names: Sequence[str]
 ) -> Figure:
     """The first mistakes, below them the map of every CAM for the predicted class, beside it the CAM's ROAD score."""
     shown = list(zip(mistakes, images, strict=True))[:GRID_IMAGES]

@@ -13,6 +13,7 @@ from utils.errors import UserError, suggestion
 SMALLEST_MAP = 5  # pixels: a coarser feature map cannot say where
 
 Size = tuple[int, int]
+Form = Literal["channels first", "channels last", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class CamLayer:
     module: nn.Module | None
     channels: int
     size: Size
-    form: Literal["channels first", "channels last", "tokens"] = "channels first"
+    form: Form = "channels first"
     prefix: int = 0
     visible: bool = True
 
@@ -93,8 +94,10 @@ def feature_maps(model: nn.Module, image_size: int) -> dict[str, CamLayer]:
 
     def note(name: str):
         def hook(module: nn.Module, inputs: tuple, output: object) -> Tensor | None:
-            layer = _layer(model, name, module, output) if isinstance(output, Tensor) else None
-            if layer is None or isinstance(module, nn.Identity):
+            if not isinstance(output, Tensor) or isinstance(module, nn.Identity):
+                return None
+            layer = _layer(model, name, module, output)
+            if layer is None:
                 return None
             found.pop(name, None)
             found[name], outputs[name] = layer, output
@@ -124,7 +127,7 @@ def _layer(model: nn.Module, name: str, module: nn.Module, output: Tensor) -> Ca
     """What the output for one image is as a layer; None where it is no square map of more than one pixel."""
     if output.ndim == 4 and len(output) == 1:
         _, first, middle, last = output.shape
-        sides = {"channels first": (middle, last), "channels last": (first, middle)}
+        sides: dict[Form, tuple[int, int]] = {"channels first": (middle, last), "channels last": (first, middle)}
         forms = [form for form, size in sides.items() if size[0] == size[1] > 1]
         if not forms:
             return None

@@ -147,7 +147,7 @@ def per_class(outcomes: Outcomes, labels: np.ndarray, class_names: Sequence[str]
     counts = {
         name: np.bincount(labels[flags], minlength=len(class_names)).tolist() for name, flags in vars(outcomes).items()
     }
-    rows = []
+    rows: list[Row] = []
     for index, name in enumerate(class_names):
         right, fixed, broken, shared, _ = (column[index] for column in counts.values())
         images = right + fixed + broken + shared
@@ -185,7 +185,7 @@ def other_answers(other: Predictions, positions: Iterable[int], class_names: Seq
 
 def image_rows(outcomes: Outcomes, both: tuple[Predictions, Predictions], class_names: Sequence[str]) -> list[Row]:
     """Every image that at least one of the two gets wrong."""
-    rows = []
+    rows: list[Row] = []
     for index in np.flatnonzero(~outcomes.both_right).tolist():
         answers = [class_names[each.classes[index]] for each in both]
         outcome = next(name for name in ("fixed", "broken", "shared") if getattr(outcomes, name)[index])

@@ -95,7 +95,7 @@ def section(predictions: Predictions, embedding: Embedding, test: Split, class_n
             "mistakes": int(wrong.sum()),
             "total": len(test),
         },
-        figures={"embedding": embedding_figure(*maps, embedding.variance, class_names, len(test))},
+        figures={"embedding": embedding_figure(maps[0], maps[1], embedding.variance, class_names, len(test))},
         tables={"embedding": rows},
     )
 

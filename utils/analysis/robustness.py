@@ -40,10 +40,11 @@ def _brightness(image: np.ndarray, added: float, index: int) -> np.ndarray:
     return _to_uint8(image + 255 * added)
 
 
-def _jpeg(image: np.ndarray, quality: int, index: int) -> np.ndarray:
+def _jpeg(image: np.ndarray, quality: float, index: int) -> np.ndarray:
     import cv2
 
-    _, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])  # OpenCV's order is BGR
+    bgr = image[..., ::-1]  # OpenCV's order
+    _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])
     return cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1]
 
 
@@ -106,9 +107,9 @@ class Corrupted:
         return len(self.levels) * len(self.images)
 
     def __getitem__(self, position: int | np.ndarray) -> np.ndarray:
-        if np.ndim(position):
-            return np.stack([self[one] for one in position])
-        level, image = divmod(int(position), len(self.images))
+        if isinstance(position, np.ndarray):
+            return np.stack([self[one] for one in position.tolist()])
+        level, image = divmod(position, len(self.images))
         return corrupt(self.images[image], *self.levels[level], int(self.indices[image]))
 
 

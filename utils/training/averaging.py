@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 
 class Average:
     """A copy of a model that is pulled towards it, weights and norm statistics alike."""
@@ -26,7 +28,7 @@ class Average:
         self._averaged.update_parameters(model)
 
     @torch.no_grad()
-    def _mix(self, average: list[Tensor], current: list[Tensor], _: Tensor) -> None:
+    def _mix(self, average: Tensors, current: Tensors, _: Tensor | int) -> None:
         if average[0].is_floating_point():
             torch._foreach_lerp_(average, current, 1 - self._keep)
         else:  # the number of batches that a norm layer has seen

@@ -1,5 +1,7 @@
 """The training loader that a config asks for: images augmented one by one on the CPU, or in batches on the device."""
 
+from typing import Literal, cast
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -11,6 +13,8 @@ from data.tensor_augmentation import TensorAugmentation
 from utils.config import TrainConfig
 from utils.errors import UserError, together
 from utils.runtime import default_workers, use_cores
+
+Backend = Literal["albumentations", "tensor"]
 
 
 def load_once_per_machine(config: TrainConfig, accelerator: Accelerator) -> Dataset:
@@ -40,7 +44,7 @@ def sample_images(split: Split, most: int) -> torch.Tensor:
     return torch.from_numpy(np.stack([sample[position] for position in range(len(sample))]))
 
 
-def choose_backend(config: TrainConfig, saved: str | None, split: Split, accelerator: Accelerator) -> str:
+def choose_backend(config: TrainConfig, saved: str | None, split: Split, accelerator: Accelerator) -> Backend:
     """`augment_backend` where it is auto: that of the checkpoint, else tensor if the images fit on every rank.
 
     The two draw differently, so a run keeps the one that it began with. Raises UserError where tensor is asked for and
@@ -54,7 +58,7 @@ def choose_backend(config: TrainConfig, saved: str | None, split: Split, acceler
             f"({config.memory_fraction:g}) of it; use auto or albumentations"
         )
     if wanted != "auto":
-        return wanted
+        return cast(Backend, wanted)
     fits = in_memory is not None and _device_holds(in_memory[0].nbytes, accelerator.device, config.memory_fraction)
     everywhere = accelerator.gather(torch.tensor([fits], device=accelerator.device)).all()
     return "tensor" if everywhere else "albumentations"
@@ -70,8 +74,7 @@ def create_train_loader(
     config: TrainConfig, backend: str, data: Dataset, accelerator: Accelerator
 ) -> TrainLoader | DeviceLoader:
     """This rank's loader."""
-    kind = TensorAugmentation if backend == "tensor" else Augmentation
-    augmentation = kind(
+    options = (
         data.image_size,
         config.crop_padding,
         config.horizontal_flip,
@@ -84,8 +87,8 @@ def create_train_loader(
     lead = config.mixup > 0 or config.cutmix > 0
     steps = Steps(len(data.train), config.batch_size, config.seed, rank, world_size, lead)
     if backend == "tensor":
-        return DeviceLoader(data.train, augmentation, steps, device)
+        return DeviceLoader(data.train, TensorAugmentation(*options), steps, device)
     workers = default_workers(accelerator) if config.num_workers is None else config.num_workers
     if device.type == "cpu":
         use_cores(workers)
-    return TrainLoader(data.train, augmentation, steps, workers, pin_memory=device.type == "cuda")
+    return TrainLoader(data.train, Augmentation(*options), steps, workers, pin_memory=device.type == "cuda")

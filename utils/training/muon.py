@@ -65,14 +65,14 @@ class Muon(Optimizer):
             for own, group in zip(optimizer.param_groups, self._groups(muon), strict=True):
                 own["lr"], own["weight_decay"] = group["lr"], group["weight_decay"]
             if muon:
-                self._show_matrices()
+                self._show_matrices(optimizer)
             else:
                 optimizer.state = self.state
             optimizer.step()
         for matrix in self._matrices.values():
             matrix.grad = None
 
-    def _show_matrices(self) -> None:
+    def _show_matrices(self, optimizer: Optimizer) -> None:
         """Gradients and momenta of the inner weights as matrices; the momenta live in this optimizer's state."""
         for parameter, matrix in self._matrices.items():
             if parameter.grad is None:
@@ -81,7 +81,7 @@ class Muon(Optimizer):
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
             matrix.grad = _matrix(parameter.grad, like=parameter)
-            self._muon.state[matrix]["momentum_buffer"] = _matrix(
+            optimizer.state[matrix]["momentum_buffer"] = _matrix(
                 self.state[parameter]["momentum_buffer"], like=parameter
             )
 

@@ -7,6 +7,7 @@ import threading
 import time
 from datetime import timedelta
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed
@@ -26,9 +27,10 @@ class StopRequest:
 
     def __init__(self, accelerator: Accelerator, peer_timeout: int = 600):
         self.signum = 0
+        self._process = os.getpid()
         self._noted_at = 0.0
         self._before: dict[int, object] = {}
-        self._group = None
+        self._group: Any = None
         self._many = accelerator.num_processes > 1
         if self._many and torch.distributed.get_backend() != "gloo":
             # On the CPU, so that asking at every step never waits for the device.
@@ -44,6 +46,8 @@ class StopRequest:
             signal.signal(signum, handler)  # type: ignore[arg-type]
 
     def _note(self, signum: int, _frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a loader worker, which Ctrl-C and Slurm reach too: it ends with this process
+            return
         from_agent = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._noted_at < REPEAT_SECONDS
         if self.signum and signum == signal.SIGINT and not from_agent:
             leave(128 + signal.SIGINT, "interrupted twice: stopped at once, nothing was saved")
