@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | bench
+# make setup | demo | test | lint | coverage | audit | bench
 #
 # Everything happens in .venv, which is made with `python3 -m venv` where it is missing.
 #   make PYTHON=python3.12 setup          another interpreter for it
@@ -7,8 +7,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+SIDE_BY_SIDE = --numprocesses "$$($(BIN)/python -c 'import os; print(min(8, os.cpu_count() * 3 // 2))')" --dist loadfile
 
-.PHONY: setup demo test lint bench
+.PHONY: setup demo test lint coverage audit bench
 
 setup: $(INSTALLED)
 
@@ -32,11 +33,21 @@ demo: $(INSTALLED)
 # A file of tests on each core, at most eight at once, and half as many beside them: tests wait for processes that die,
 # time out or write to a disk.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses "$$($(BIN)/python -c 'import os; print(min(8, os.cpu_count() * 3 // 2))')" --dist loadfile
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+
+# The same tests, and how much of the code they reach, processes that they start included.
+coverage: $(INSTALLED)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Known vulnerabilities of the tested versions; asks the package index.
+audit: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 # A few random kills (the published run has 30), and the throughput on the digits: about ten minutes on two cores.
 bench: $(INSTALLED)

@@ -114,8 +114,8 @@ class WandbTracker(Tracker):
         check_records(self._folder / "wandb", "*.wandb")
         for folder in self._folder.glob("wandb/*run-*"):
             command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
-            options = {"capture_output": True, "text": True, "errors": "replace", "timeout": INSPECT_TIMEOUT}
-            printed = subprocess.run(command, **options, check=False).stdout
+            options: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace"}
+            printed = subprocess.run(command, **options, timeout=INSPECT_TIMEOUT, check=False).stdout
             for text in printed.splitlines():
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     item = json.loads(text)["history"]["item"]
