@@ -48,7 +48,7 @@ from utils.training.optimizers import create_optimizer, set_learning_rate
 from utils.training.preemption import StopRequest
 from utils.training.release import check_release, push, write_exports, write_model_folder
 from utils.training.run import Run
-from utils.training.state import FILES, saved_option
+from utils.training.state import FILES, check_options, saved_option
 
 
 def main(config: TrainConfig) -> dict[str, Any]:
@@ -92,10 +92,13 @@ def set_up(config: TrainConfig, accelerator: Accelerator, directory: RunDirector
         directory.check()
         with torch.device("meta"):  # a mistaken model is not worth a download
             create_model(config.model, 1, **model_arguments(config, config.image_size))
+    source, files = directory.find_resume(FILES) or (None, None)
+    with together(accelerator):
+        if source and files:
+            check_options(files, source, config)
         if accelerator.is_local_main_process:
             download(config.dataset, config.data_dir)
     data = shortened(load_once_per_machine(config, accelerator), config)
-    source, files = directory.find_resume(FILES) or (None, None)
     with together(accelerator):
         check_single_images(config, data, accelerator.num_processes)
         saved = saved_option(files, "augment_backend", "albumentations") if files else None

@@ -31,6 +31,7 @@ from utils.config import TrainConfig
 from utils.duration import duration
 from utils.figures import COLOURS, GREY, new_figure
 from utils.metrics import MetricsFile, accuracy_interval
+from utils.reading import check_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -92,6 +93,7 @@ def main() -> None:
 
 def copy_run(run: Path, folder: Path) -> None:
     """Copies records as they are, and pictures with at most WIDEST pixels and 256 colours."""
+    check_folder(run, "run")
     folder.mkdir(parents=True, exist_ok=True)
     for name in RECORDS:
         shutil.copyfile(run / name, folder / name)

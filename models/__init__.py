@@ -17,7 +17,8 @@ from models.resnet import resnet18, resnet34
 from models.speednet import speednet
 from models.timm_models import PREFIX, create_timm_model, timm_arguments
 from utils.config import TrainConfig
-from utils.errors import UserError, suggestion
+from utils.errors import UserError, one_line, suggestion
+from utils.reading import shown
 from utils.resolution import parse_resolution
 
 MODELS = {
@@ -25,6 +26,7 @@ MODELS = {
     "resnet34": resnet34,
     "speednet": speednet,
 }
+ARGUMENTS = {"norm": str, "width": int}  # a saved model may name these and no other
 
 
 def list_models() -> list[str]:
@@ -42,9 +44,11 @@ def create_model(name: str, num_classes: int, **arguments: Any) -> nn.Module:
     if name not in MODELS:
         raise UserError(f"model: {name!r} is not allowed; {suggestion(name, [*list_models(), PREFIX + 'NAME'])}")
     try:
+        if not all(type(value) is ARGUMENTS.get(argument) for argument, value in arguments.items()):
+            raise TypeError("norm is a name, width a whole number; it takes no other")
         return MODELS[name](num_classes=num_classes, **arguments)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"model: {name} does not accept {arguments} ({error})") from error
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # of torch, for sizes that are none
+        raise UserError(f"model: {name} does not accept {shown(arguments)} ({one_line(error)})") from error
 
 
 def model_arguments(config: TrainConfig, image_size: int) -> dict[str, Any]:

@@ -1,12 +1,16 @@
 """Saved runs for tests: changed, and refused."""
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from utils.config import AnalyzeConfig
+from utils.checkpoint import MANIFEST
+from utils.config import AnalyzeConfig, Config, TrainConfig
 from utils.errors import run_script
 
 
@@ -16,12 +20,30 @@ def change(path: Path, **values) -> None:
     path.write_text(json.dumps(content) if path.suffix == ".json" else yaml.safe_dump(content))
 
 
+def reseal(checkpoint: Path) -> None:
+    """Makes the manifest of a changed checkpoint fit its files."""
+    contents = {path.name: path.read_bytes() for path in checkpoint.iterdir() if path.name != MANIFEST}
+    files = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
+    change(checkpoint / MANIFEST, files=files)
+
+
+def training_refusal(capsys, config: TrainConfig) -> str:
+    """The one line with which train_accelerate.py ends."""
+    import train_accelerate
+
+    return _refusal(capsys, train_accelerate.main, config)
+
+
 def refusal(capsys, **options) -> str:
     """The one line with which analyze.py ends."""
     import analyze
 
+    return _refusal(capsys, analyze.main, AnalyzeConfig(**options))
+
+
+def _refusal(capsys, main: Callable[[Any], Any], config: Config) -> str:
     with pytest.raises(SystemExit) as end:
-        run_script(analyze.main, AnalyzeConfig(**options))
+        run_script(main, config)
     lines = capsys.readouterr().err.splitlines()
     assert end.value.code == 2
     assert len(lines) == 1

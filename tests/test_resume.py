@@ -1,5 +1,6 @@
 """Promise 2: stopped anywhere, nothing lost."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -14,7 +15,9 @@ import pytest
 from benchmarks.kill_test import TIMINGS
 from data.fingerprint import digest
 from tests.processes import join, run, start, tiny_config, train_script, wait_for
-from utils.checkpoint import list_checkpoints
+from tests.saved_runs import change, reseal, training_refusal
+from utils.checkpoint import FORMAT_VERSION, list_checkpoints
+from utils.config import TrainConfig, load_config
 
 OPTIONS = {"checkpoint_every_steps": 5, "cutout": 4, "horizontal_flip": "random", "keep_checkpoints": 3}
 
@@ -201,7 +204,7 @@ def test_full_disk_keeps_the_older_checkpoint_and_training_goes_on(unbroken, tmp
     before = list_checkpoints(folder / "checkpoints")
     assert run(train_with_small_disk, tiny_config(folder, **OPTIONS), 1_000_000, log=log) == [1]
     text = log.read_text()
-    assert "training goes on" in text
+    assert "the newest is step-000020" in text
     assert text.count("Traceback") == 0
     assert text.strip().splitlines()[-1].startswith("error: ")
     assert list_checkpoints(folder / "checkpoints") == before
@@ -252,6 +255,47 @@ def test_what_does_not_fit_the_saved_run_is_refused_in_one_line(unbroken, tmp_pa
     for word in words:
         assert word in line
     assert {path: path.read_bytes() for path in files} == files
+
+
+@pytest.mark.parametrize("resume", ["auto", "a path"])
+@pytest.mark.parametrize(
+    ("changes", "saved", "words"),
+    [
+        ({"model": "resnet34"}, {}, ["model: resnet34", "resnet18"]),
+        ({"width": 32}, {}, ["width: 32", "16"]),
+        ({"dataset": "cifar10"}, {}, ["dataset: cifar10", "digits"]),
+        ({"image_size": 24}, {}, ["image_size: 24", "16"]),
+        ({"validation_fraction": 0.1}, {}, ["validation_fraction: 0.1", "0.0"]),
+        ({}, {"trainer.json": {"format_version": FORMAT_VERSION + 1}}, [f"version {FORMAT_VERSION + 1} is newer"]),
+        ({}, {"trainer.json": {"format_version": 0}}, ["format version 0"]),
+        ({}, {"trainer.json": {"train_count": 1436}}, ["1436 images", "1437"]),
+        ({}, {"config.json": {"format_version": FORMAT_VERSION + 1}}, [f"version {FORMAT_VERSION + 1} is newer"]),
+        ({}, {"config.json": {"architecture": "resnet34"}}, ["architecture", "resnet34", "resnet18"]),
+        ({}, {"config.json": {"arguments": {"norm": "batch", "width": 32}}}, ["arguments", "32", "16"]),
+        ({}, {"config.json": {"class_names": ["cat", "dog"]}}, ["class_names", "cat", "'0', '1'"]),
+        ({}, {"config.json": {"class_names": list("0123456788")}}, ["class_names", "not all different"]),
+        ({}, {"config.json": {"image_size": 32}}, ["image_size", "32", "16"]),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_another_checkpoint_than_the_run_asks_for_is_named_before_any_download(
+    digits_run, tmp_path, capsys, changes, saved, words, resume
+):
+    run = Path(shutil.copytree(digits_run, tmp_path / "run"))
+    newest = list_checkpoints(run / "checkpoints")[-1]
+    for name, values in saved.items():
+        change(newest / name, **values)
+        reseal(newest)
+    folder = {"output_dir": str(run if resume == "auto" else tmp_path / "fork"), "data_dir": str(tmp_path / "data")}
+    folder["resume"] = "auto" if resume == "auto" else str(newest)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    line = training_refusal(
+        capsys, dataclasses.replace(load_config(TrainConfig, run / "config.yaml"), **folder, **changes)
+    )
+    for word in words:
+        assert word in line
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}  # no download, no fork
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_second_run_on_a_folder_is_refused_and_names_the_first(tmp_path):

@@ -16,10 +16,11 @@ from data.datasets import load_split
 from tests.saved_runs import change, refusal
 from utils.analysis.inference import predict_test
 from utils.analysis.saved_run import open_run, trained_precision
-from utils.analysis.setup import make_folder
 from utils.checkpoint import FORMAT_VERSION
+from utils.classifier import ImageClassifier
 from utils.config import AnalyzeConfig, parse_config
 from utils.errors import UserError
+from utils.files import check_writable
 from utils.runtime import create_accelerator
 
 # What version 1 did not have.
@@ -220,6 +221,29 @@ def test_a_newer_version_is_refused(model_alone, capsys):
 # -- refusals ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architecture": "resnet34"}, ["layer1.2.conv1.weight is missing", "more"]),
+        ({"arguments": {"norm": "batch", "width": 32}}, ["conv1.weight is 16x3x3x3, in the model 32x3x3x3"]),
+        ({"arguments": {"norm": "group", "width": 16}}, ["the model has no", "running_mean"]),
+        ({"class_names": list("012345678")}, ["fc.weight is 10x128, in the model 9x128"]),
+        ({"format_version": FORMAT_VERSION + 1}, [f"version {FORMAT_VERSION + 1} is newer than this program's"]),
+        ({"format_version": 0}, ["format version 0"]),
+    ],
+    ids=str,
+)
+def test_a_model_that_is_not_that_of_its_config_is_named_with_what_differs(digits_run, run, capsys, changes, words):
+    change(run / "model/config.json", **changes)
+    lines = [refusal(capsys, run=str(run)), refusal(capsys, run=str(digits_run), compare=str(run))]
+    with pytest.raises(UserError) as refused:
+        ImageClassifier.from_pretrained(run / "model")
+    for line in (*lines, str(refused.value)):
+        assert str(run / "model") in line
+        for word in words:
+            assert word in line
+
+
 def test_what_is_no_run_is_refused(tmp_path, capsys):
     assert "neither a run directory" in refusal(capsys, run=str(tmp_path))
     assert "not a folder" in refusal(capsys, run=str(tmp_path / "missing"))
@@ -256,7 +280,7 @@ def test_a_read_only_folder_asks_for_another(model_alone):
         os.seteuid(65534)
     try:
         with pytest.raises(UserError, match=r"analysis cannot be written to \(Permission denied\).* --output_dir"):
-            make_folder(model_alone / "analysis")
+            check_writable(model_alone / "analysis")
     finally:
         if root:
             os.seteuid(0)

@@ -1,5 +1,6 @@
 """Checkpoints that are whole or not there, and the exported model. Tensors in safetensors, the rest in JSON: a file
-of a run directory is data and never executed.
+of a run directory is data and never executed. It may come from a stranger: memory is taken for what was found to fit,
+and whatever is wrong ends in one line.
 
 A checkpoint is a folder `step-000123/` with a MANIFEST.json that holds size and SHA-256 of every other file. It is
 written under a temporary name, read back, and renamed when it is on the disk; only then are older ones deleted.
@@ -8,26 +9,43 @@ written under a temporary name, read back, and renamed when it is on the disk; o
 import contextlib
 import dataclasses
 import hashlib
-import json
-import math
 import shutil
+import stat
 import sys
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from models import create_model
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.files import replace_file, sync_folder, to_json, write_durably
+from utils.memory import check_memory, forward_memory
+from utils.reading import (
+    MOST_BYTES,
+    MOST_SHOWN,
+    check_size,
+    is_number,
+    is_text,
+    parse_json,
+    read_file,
+    read_json,
+    shown,
+)
 from utils.tta import TTA
 
 FORMAT_VERSION = 2
 MANIFEST = "MANIFEST.json"
+WEIGHTS = "model.safetensors"
+LARGEST_IMAGE = 4096  # pixels of a side, as of the option image_size
+# What a broken or foreign safetensors file can end in; the last three come from torch, for shapes and kinds of numbers.
+UNREADABLE = (SafetensorError, ValueError, LookupError, TypeError, RuntimeError, OverflowError)
 
 
 # -- the exported model -----------------------------------------------------------------------------------------------
@@ -62,6 +80,12 @@ class ModelConfig:
     def create_model(self) -> nn.Module:
         return create_model(self.architecture, len(self.class_names), **self.arguments)
 
+    def without_weights(self) -> nn.Module:
+        """The model as it is described, without memory for its weights."""
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # initial values that cannot be drawn without memory
+            return self.create_model().eval()
+
     def to_bytes(self) -> bytes:
         return to_json(dataclasses.asdict(self))
 
@@ -69,67 +93,123 @@ class ModelConfig:
 def export_model(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
     """Writes config.json and model.safetensors; each is replaced in one step."""
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / "model.safetensors", tensors_to_bytes(weights))
+    replace_file(folder / WEIGHTS, tensors_to_bytes(weights))
     replace_file(folder / "config.json", config.to_bytes())
 
 
 def load_model(folder: Path) -> tuple[nn.Module, ModelConfig]:
     """The model of an exported folder (or of a checkpoint), on the CPU in eval mode.
 
+    It is built for its weights, not before: what config.json describes is compared with the file of the weights first.
     Raises UserError naming the file where something is missing, damaged or does not fit.
     """
-    config = read_model_config(folder)
+    config, path = read_model_config(folder), folder / WEIGHTS
+    described = config.without_weights()
+    _check_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no dict)
+            _check_shapes(described, shapes, path)
+            held = sum(tensor.nbytes for tensor in (*described.parameters(), *described.buffers()))
+            check_memory(2 * held, str(folder))  # the model and its weights
+            check_memory(forward_memory(described, config.input_size), str(folder))
+            weights = {name: file.get_tensor(name) for name in shapes}
+    except UNREADABLE as error:
+        raise UserError(f"{path}: not a safetensors file ({one_line(error)})") from error
     model = config.create_model()
-    weights = tensors_from_bytes(read_file(folder / "model.safetensors"), folder / "model.safetensors")
-    load_weights(model, weights, folder)
+    load_weights(model, weights, path)
     return model.eval(), config
 
 
 def read_model_config(folder: Path) -> ModelConfig:
     path = folder / "config.json"
+    return parse_model_config(read_file(path), path)
+
+
+def parse_model_config(content: bytes, path: Path) -> ModelConfig:
+    """The model config in a file's content. Raises UserError naming its path."""
+    values = parse_json(content, path)
+    check_version(values.get("format_version"), path)
     try:
-        values = json.loads(read_file(path))
-        if values["format_version"] > FORMAT_VERSION:
-            raise UserError(
-                f"{path}: format version {values['format_version']} is newer than this program's {FORMAT_VERSION}"
-            )
         for name in ("class_names", "mean", "std"):
             if not isinstance(values[name], list):
                 raise ValueError(f"{name} is not a list")
             values[name] = tuple(values[name])
         config = ModelConfig(**values)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: not a model config ({error})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a model config ({shown(one_line(error))})") from error
     if problem := _misfit(config):
         raise UserError(f"{path}: not a model config ({problem})")
     return config
 
 
+def check_version(version: Any, path: Path) -> None:
+    """Raises UserError unless a file is of this format version or an older one."""
+    if type(version) is not int or version < 1:
+        raise UserError(f"{path}: not a model config or checkpoint of this suite (format version {shown(version)})")
+    if version > FORMAT_VERSION:
+        raise UserError(f"{path}: format version {version} is newer than this program's {FORMAT_VERSION}")
+
+
 def _misfit(config: ModelConfig) -> str | None:
     """What in a model config is not of the form that ModelConfig says; None if nothing is."""
-    if not (isinstance(config.architecture, str) and isinstance(config.arguments, dict)):
-        return "architecture is a name, arguments a mapping"
+    if not (isinstance(config.architecture, str) and len(config.architecture) <= MOST_SHOWN):
+        return "architecture is a name"
+    if not isinstance(config.arguments, dict):
+        return "arguments are a mapping"
     if {"name", "num_classes"} & config.arguments.keys():
         return "arguments are those that class_names do not decide"
-    if not config.class_names or not all(isinstance(name, str) for name in config.class_names):
+    if not config.class_names or not all(is_text(name) for name in config.class_names):
         return "class_names are texts, at least one"
-    if type(config.image_size) is not int or config.image_size < 1:
-        return "image_size is a whole number of pixels"
-    if config.resolution is not None and not (type(config.resolution) is int and config.resolution >= 1):
-        return "resolution is a whole number of pixels, or unset"
+    if len(set(config.class_names)) < len(config.class_names):
+        return "class_names are not all different"
+    for name in ("image_size", "resolution"):
+        side = getattr(config, name)
+        if not (type(side) is int and 1 <= side <= LARGEST_IMAGE) and (name, side) != ("resolution", None):
+            return f"{name} is {shown(side)}, not a number of pixels up to {LARGEST_IMAGE}"
     if config.tta not in TTA:
         return f"tta is one of {', '.join(TTA)}"
     for values in (config.mean, config.std):
-        if len(values) != 3 or not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
+        if len(values) != 3 or not all(is_number(value) for value in values):
             return "mean and std are three numbers each"
     return None if min(config.std) > 0 else "std is greater than 0"
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Puts weights into a model. Raises UserError naming what does not fit."""
+    check_weights(model, weights, source)
     try:
         model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"{source}: the weights do not fit the model ({' '.join(str(error).split())[:300]})") from error
+    except RuntimeError as error:  # numbers of a kind that torch cannot convert
+        raise UserError(f"{source}: the weights do not fit the model ({one_line(error)})") from error
+
+
+def check_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Raises UserError naming what in weights does not fit a model: names, shapes, kinds of numbers."""
+    _check_shapes(model, {name: tuple(tensor.shape) for name, tensor in weights.items()}, source)
+    for name, mine in model.state_dict().items():
+        kind = weights[name].dtype
+        if kind != mine.dtype and not (kind.is_floating_point and mine.dtype.is_floating_point):
+            raise UserError(f"{source}: the weights do not fit the model ({name} is {kind}, in the model {mine.dtype})")
+
+
+def _check_shapes(model: nn.Module, shapes: Mapping[str, Sequence[int]], source: Path) -> None:
+    """Raises UserError unless a file has the tensors of a model, each of its shape."""
+    mine = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    problems = [f"{name} is missing" for name in mine if name not in shapes]
+    problems += [f"the model has no {shown(name)}" for name in shapes if name not in mine]
+    problems += [
+        f"{name} is {_sides(shapes[name])}, in the model {_sides(shape)}"
+        for name, shape in mine.items()
+        if name in shapes and tuple(shapes[name]) != shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"{source}: the weights do not fit the model ({'; '.join(problems[:3])}{more})")
+
+
+def _sides(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "a single number"
 
 
 # -- bytes and tensors ------------------------------------------------------------------------------------------------
@@ -140,17 +220,25 @@ def tensors_to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def tensors_from_bytes(content: bytes, source: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises UserError naming it."""
+    _check_header_size(content[:8], source)
     try:
         return safetensors.torch.load(content)
-    except (SafetensorError, ValueError) as error:
-        raise UserError(f"{source}: not a safetensors file ({error})") from error
+    except UNREADABLE as error:
+        raise UserError(f"{source}: not a safetensors file ({one_line(error)})") from error
 
 
-def read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing") from error
+def _check_header(path: Path) -> None:
+    """Raises UserError for a safetensors file that cannot be opened within the memory there is."""
+    check_size(path, most=None)
+    with open(path, "rb") as file:
+        _check_header_size(file.read(8), path)
+
+
+def _check_header_size(start: bytes, source: Path) -> None:
+    """The first 8 bytes of a safetensors file say how long the JSON is that follows."""
+    if len(start) < 8 or int.from_bytes(start, "little") > MOST_BYTES:
+        raise UserError(f"{source}: not a safetensors file (its header is cut off or too long)")
 
 
 # -- checkpoints ------------------------------------------------------------------------------------------------------
@@ -213,42 +301,78 @@ def _step(folder: Path) -> int:
     return int(folder.name[5:])
 
 
-def newest_checkpoint(root: Path) -> Path | None:
-    """The newest checkpoint that is whole; each damaged one is named in a warning on stderr."""
-    _recover(root)
+def newest_checkpoint(root: Path, repair: bool = True) -> Path | None:
+    """The newest checkpoint that is whole; each damaged one is named in a warning on stderr.
+
+    Args:
+        repair: also put back what a crash left set aside; for the run that has the folder's lock, not for its readers.
+    """
+    if repair:
+        _recover(root)
     for folder in reversed(list_checkpoints(root)):
         problem = damage(folder)
         if problem is None:
             return folder
-        print(f"warning: checkpoint {folder} is damaged ({problem}) and was passed over", file=sys.stderr)
+        print(f"warning: checkpoint {folder} is damaged ({one_line(problem)}) and was passed over", file=sys.stderr)
     return None
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, judged by its manifest; None if nothing is."""
+    """What is wrong with a checkpoint, judged by its manifest; None if nothing is.
+
+    Raises UserError where its files are larger than the free memory: it is then neither read nor passed over.
+    """
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        if not manifest["files"]:
-            return f"{MANIFEST} lists no file"
-        for name, entry in manifest["files"].items():
+        files = _manifest(folder)
+        sizes = {}
+        for name, entry in files.items():
             if Path(name).name != name:
-                return f"{MANIFEST} names {name!r}, which is not a file of this folder"
-            content = (folder / name).read_bytes()
-            if len(content) != entry["size"]:
-                return f"{name} has {len(content)} bytes instead of {entry['size']}"
-            if _digest(content) != entry["sha256"]:
+                return f"{MANIFEST} names {shown(name)}, which is not a file of this folder"
+            status = (folder / name).stat()
+            if not stat.S_ISREG(status.st_mode):
+                return f"{shown(name)} is not a file"
+            sizes[name] = status.st_size
+            if sizes[name] != entry["size"]:
+                return f"{shown(name)} has {sizes[name]} bytes instead of {shown(entry['size'])}"
+    except UserError as error:
+        return str(error)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+    check_memory(sum(sizes.values()), str(folder))
+    try:
+        for name, entry in files.items():
+            if _digest_of_file(folder / name) != entry["sha256"]:
                 return f"{name} does not match its SHA-256"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 
 
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Size and SHA-256 of every file of a checkpoint. Raises ValueError, KeyError or UserError without them."""
+    files = read_json(folder / MANIFEST).get("files")
+    if not isinstance(files, dict) or not files:
+        raise ValueError(f"{MANIFEST} lists no file")
+    return files
+
+
 def read_checkpoint(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
-    """The named files of a whole checkpoint; files that its manifest does not list are left out."""
+    """The named files of a whole checkpoint; files that its manifest does not list are left out.
+
+    Raises UserError where it is not whole, or is larger than the free memory.
+    """
     if problem := damage(folder):
         raise UserError(f"resume: {folder} is not a whole checkpoint ({problem})")
-    listed = json.loads((folder / MANIFEST).read_bytes())["files"]
-    return {name: (folder / name).read_bytes() for name in names if name in listed}
+    listed = _manifest(folder)
+    return {name: read_file(folder / name, most=None) for name in names if name in listed}
+
+
+def _digest_of_file(path: Path) -> str:
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def _digest(content: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 
 from data.images import as_square, read_image
 from data.loaders import to_input
-from utils.checkpoint import ModelConfig, export_model, load_model
+from utils.checkpoint import WEIGHTS, ModelConfig, export_model, load_model
 from utils.errors import UserError
+from utils.reading import check_files
 from utils.tta import tta_logits
 
-BATCH = 256  # pictures in one forward pass
+FILES = ["config.json", WEIGHTS]
+PIXELS = 256 * 32 * 32  # in one forward pass
 
 Picture = str | Path | Image.Image | np.ndarray
 
@@ -55,17 +58,23 @@ class ImageClassifier(
         """
         size = self.model_config.image_size
         squares = [_square(picture, size) for picture in pictures]
-        batches = [torch.from_numpy(np.stack(squares[at : at + BATCH])) for at in range(0, len(squares), BATCH)]
+        count = max(1, PIXELS // size**2)
+        batches = [torch.from_numpy(np.stack(squares[at : at + count])) for at in range(0, len(squares), count)]
         rows = [row for batch in batches for row in self(batch).softmax(1).tolist()]
         named = [zip(self.model_config.class_names, row, strict=True) for row in rows]
         return [dict(sorted(pairs, key=lambda pair: -pair[1])) for pairs in named]
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **download) -> "ImageClassifier":
-        """From a folder or, with snapshot_download's arguments, from the Hub; on the CPU in eval mode."""
-        folder = Path(model_id)
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **download: Any) -> "ImageClassifier":
+        """From a folder or, with snapshot_download's arguments, from the Hub; on the CPU in eval mode.
+
+        The mixin's own method would read config.json before anybody has looked at what it is. Raises UserError for
+        whatever is wrong with the files, which may come from a stranger.
+        """
+        folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
-            folder = Path(snapshot_download(model_id, allow_patterns=["config.json", "model.safetensors"], **download))
+            folder = Path(snapshot_download(str(pretrained_model_name_or_path), allow_patterns=FILES, **download))
+        check_files(folder, FILES, "model")
         return cls(*load_model(folder))
 
     def _save_pretrained(self, save_directory: Path) -> None:

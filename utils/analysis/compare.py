@@ -224,7 +224,7 @@ def history(rows: Sequence[Row]) -> History | None:
     seconds, passed = {}, 0.0
     for row in rows:
         if row["split"] == "train":
-            known = "images" in row and row["images_per_second"]  # rounded: 0 is slower than can be said
+            known = "images" in row and row.get("images_per_second")  # rounded: 0 is slower than can be said
             passed += row["images"] / row["images_per_second"] if known else math.nan
         elif row["split"] == "test":
             seconds[row["epoch"]] = passed
@@ -232,7 +232,7 @@ def history(rows: Sequence[Row]) -> History | None:
     return History(
         [point.epoch for point in points],
         [point.accuracy for point in points],
-        None if any(map(math.isnan, timed)) else timed,
+        timed if all(map(math.isfinite, timed)) else None,
     )
 
 

@@ -1,14 +1,23 @@
 """The learning curves of a run."""
 
+import io
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 from utils.analysis.saved_run import SavedRun
 from utils.analysis.section import Section
 from utils.curves import curves_figure, epoch_curves
+from utils.errors import UserError
 from utils.figures import COLOURS, new_figure
+from utils.reading import read_file
+
+# Of lr_finder.png, which training has drawn.
+MOST_BYTES = 2 * 2**20
+LARGEST_SIDE = 4096  # pixels
 
 
 def section(run: SavedRun) -> Section:
@@ -20,9 +29,18 @@ def section(run: SavedRun) -> Section:
     range_test = run.directory / "lr_finder.png"
     page = {
         "last": {split: points[-1] for split, points in curves.items()},
-        "range_test": range_test if range_test.exists() else None,
+        "range_test": range_test if is_picture(range_test) else None,
     }
     return Section("curves", page=page, figures=figures)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file, which may come from a stranger, is a PNG that a page can show."""
+    try:
+        with Image.open(io.BytesIO(read_file(path, MOST_BYTES))) as picture:
+            return picture.format == "PNG" and max(picture.size) <= LARGEST_SIDE
+    except (OSError, ValueError, SyntaxError, UserError, Image.DecompressionBombError):
+        return False
 
 
 def learning_rates(rows: Iterable[dict[str, Any]]) -> tuple[list[int], list[float]]:

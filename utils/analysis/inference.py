@@ -12,13 +12,14 @@ from data.datasets import Split
 from data.fingerprint import digest, images_digest
 from data.loaders import EvaluationLoader
 from models import classifier
-from utils.analysis.kept import Arrays, find_or_compute
+from utils.analysis.kept import Arrays, Form, find_or_compute
 from utils.analysis.predictions import Predictions
 from utils.analysis.setup import Analysis
+from utils.checkpoint import tensors_to_bytes
+from utils.errors import UserError
 from utils.evaluation import predict
 
 FORMAT = 2  # of what is kept; what has another one is computed anew
-MODEL_FILES = ("config.json", "model.safetensors")
 
 
 class LogitsAndFeatures(nn.Module):
@@ -61,8 +62,12 @@ def predict_split(analysis: Analysis, split: Split, label: str) -> Predictions:
         config.tta,
         label,
     ).numpy()
-    classes = len(config.class_names)
-    return Predictions(outputs[:, :classes], outputs[:, classes:].astype(np.float16), split.labels)
+    if not np.isfinite(outputs).all():
+        raise UserError(f"{analysis.run.model_folder}: what the model says of the images is not finite")
+    classes, largest = len(config.class_names), np.finfo(np.float16).max
+    return Predictions(
+        outputs[:, :classes], outputs[:, classes:].clip(-largest, largest).astype(np.float16), split.labels
+    )
 
 
 def predict_test(analysis: Analysis, *elsewhere: Path) -> Predictions:
@@ -81,16 +86,30 @@ def predict_kept(analysis: Analysis, split: Split, name: str, label: str, *elsew
         indices = np.arange(len(split))
         return {"logits": found.logits, "labels": found.labels, "indices": indices, "features": found.features}
 
+    count, classes = len(split), len(analysis.model_config.class_names)
+    forms = {
+        "logits": Form("f", (count, classes)),
+        "labels": Form("i", (count,), below=classes),
+        "indices": Form("i", (count,), below=count),
+        "features": Form("f", (count, _count_features(analysis))),
+    }
     folders = (analysis.folder, *elsewhere)
-    kept = find_or_compute(analysis.accelerator, folders, name, fingerprint(analysis, split), compute)
-    return Predictions(kept["logits"], kept["features"], kept["labels"])
+    kept = find_or_compute(analysis.accelerator, folders, name, fingerprint(analysis, split), forms, compute)
+    return Predictions(kept["logits"], kept["features"], split.labels)
+
+
+@torch.no_grad()
+def _count_features(analysis: Analysis) -> int:
+    config = analysis.model_config
+    image = torch.zeros(1, 3, config.input_size, config.input_size, device=analysis.accelerator.device)
+    return LogitsAndFeatures(analysis.model)(image).shape[1] - len(config.class_names)
 
 
 def fingerprint(analysis: Analysis, *splits: Split) -> dict[str, Any]:
     """What predictions of these splits are a function of."""
     return {
         "format": FORMAT,
-        "model_sha256": digest((analysis.run.model_folder / name).read_bytes() for name in MODEL_FILES),
+        "model_sha256": digest([analysis.model_config.to_bytes(), tensors_to_bytes(analysis.model.state_dict())]),
         "images_sha256": [images_digest(split) for split in splits],
         "mixed_precision": analysis.accelerator.mixed_precision,
         "device": analysis.accelerator.device.type,

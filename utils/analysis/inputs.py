@@ -8,7 +8,7 @@ from data.datasets import Split
 from utils.analysis import calibration, embedding, neighbours, robustness
 from utils.analysis.embedding import Embedding
 from utils.analysis.inference import fingerprint, predict_kept, predict_split, predict_test
-from utils.analysis.kept import Arrays, find_or_compute
+from utils.analysis.kept import Arrays, Form, find_or_compute
 from utils.analysis.misclassified import find_mistakes
 from utils.analysis.neighbours import Neighbours
 from utils.analysis.predictions import Predictions
@@ -66,20 +66,26 @@ def find_neighbours(analysis: Analysis, predictions: Predictions) -> Neighbours 
         return {"positions": seen[positions], "similarities": similarities}
 
     depends_on = fingerprint(analysis, analysis.test, split) | {"per_image": neighbours.PER_IMAGE}
-    found = find_or_compute(analysis.accelerator, [analysis.folder], "neighbours", depends_on, compute)
+    shape = len(mistakes), min(neighbours.PER_IMAGE, len(split))
+    forms = {"positions": Form("i", shape, below=len(analysis.train)), "similarities": Form("f", shape)}
+    found = find_or_compute(analysis.accelerator, [analysis.folder], "neighbours", depends_on, forms, compute)
     return Neighbours(**found) if found else None
 
 
 def find_embedding(analysis: Analysis, predictions: Predictions) -> Embedding | None:
     """The maps of the test images; only the main process works on them."""
 
+    points = embedding.choose_points(predictions)
+
     def compute() -> Arrays:
         if not analysis.accelerator.is_main_process:
             return {}
-        return vars(embedding.embed(predictions.features, embedding.choose_points(predictions)))
+        return vars(embedding.embed(predictions.features, points))
 
     depends_on = fingerprint(analysis, analysis.test) | {"points": embedding.MOST_POINTS}
-    found = find_or_compute(analysis.accelerator, [analysis.folder], "embedding", depends_on, compute)
+    places, indices = Form("f", (len(points), 2)), Form("i", points.shape, below=len(analysis.test))
+    forms = {"indices": indices, "pca": places, "tsne": places, "variance": Form("f", (2,))}
+    found = find_or_compute(analysis.accelerator, [analysis.folder], "embedding", depends_on, forms, compute)
     return Embedding(**found) if found else None
 
 
@@ -97,5 +103,6 @@ def find_probe(analysis: Analysis, predictions: Predictions) -> Probe:
 
     settings = {name: [corruption.unit, *corruption.values] for name, corruption in robustness.CORRUPTIONS.items()}
     depends_on = fingerprint(analysis, test) | {"images": len(chosen), "corruptions": settings}
-    found = find_or_compute(analysis.accelerator, [analysis.folder], "robustness", depends_on, compute)
+    forms = {"hits": Form("b", shape)}
+    found = find_or_compute(analysis.accelerator, [analysis.folder], "robustness", depends_on, forms, compute)
     return Probe(chosen, predictions.classes[chosen] == test.labels[chosen], found["hits"])

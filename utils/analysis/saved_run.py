@@ -1,18 +1,20 @@
 """What analysis knows of a run: its folder, read and never written to outside the results folder."""
 
 import dataclasses
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.datasets import SOURCES, Split, load_split
-from utils.checkpoint import MANIFEST, ModelConfig, damage, newest_checkpoint
+from utils.checkpoint import MANIFEST, WEIGHTS, ModelConfig, damage, newest_checkpoint
 from utils.config import TrainConfig, load_config
 from utils.errors import UserError, nearest
 from utils.metrics import MetricsFile
+from utils.reading import check_folder, is_number, read_json, shown
 
-WEIGHTS = "model.safetensors"
+PRECISIONS = ("no", "fp16", "bf16")
+SUMMARY_NUMBERS = ("train_seconds", "epochs", "steps", "images_per_second")  # that the report shows
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class SavedRun:
                 f"({', '.join(SOURCES)}) and, except for {embedded}, --data_dir"
             )
         source = SOURCES[self.dataset]
-        if source.in_folder and not (self.data_dir and Path(self.data_dir).is_dir()):
+        if source.in_folder and not (self.data_dir and os.path.isdir(self.data_dir)):
             where = f"{self.data_dir} is not a folder" if self.data_dir else "it is not known where the images are"
             raise UserError(f"data_dir: {where}; name the folder of the data set with --data_dir")
         split, class_names = load_split(
@@ -95,11 +97,14 @@ def open_run(path: Path, option: str = "run", dataset: str | None = None, data_d
         option: the one that names `path`, for errors.
         dataset, data_dir: the images to use instead of the run's own test and training images.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):  # unlike path.is_dir(), false for names that are too long
         near = nearest(path.name, [folder.name for folder in path.parent.glob("*") if folder.is_dir()])
         hint = f"; did you mean {path.parent / near}?" if near else ""
         raise UserError(f"{option}: {path} is not a folder{hint}")
-    directory = _run_directory(path)
+    directory = _run_directory(path.resolve())
+    as_named = _run_directory(Path(os.path.abspath(path)))  # another one where a part of the run is a link of its maker
+    for folder in dict.fromkeys([path, as_named or path, directory or path]):
+        check_folder(folder, option)
     if directory is None and not (path / WEIGHTS).is_file():
         raise UserError(
             f"{option}: {path} is neither a run directory (it has no config.yaml) nor a model (it has no {WEIGHTS})"
@@ -117,7 +122,7 @@ def open_run(path: Path, option: str = "run", dataset: str | None = None, data_d
         True,
         config,
         _read_json(directory / "environment.json"),
-        _read_json(directory / "summary.json"),
+        _read_summary(directory / "summary.json"),
         list(MetricsFile(directory / "metrics.jsonl").rows()),
         dataset or config.dataset,
         data_dir or (config.data_dir if dataset in (None, config.dataset) else None),
@@ -126,16 +131,16 @@ def open_run(path: Path, option: str = "run", dataset: str | None = None, data_d
 
 def trained_precision(path: Path) -> str | None:
     """The mixed precision that a run was trained and tested with; None where its folder does not say."""
-    directory = _run_directory(path)
+    directory = _run_directory(path.resolve()) if os.path.isdir(path) else None
     try:
-        return json.loads((directory / "environment.json").read_bytes())["mixed_precision"] if directory else None
-    except (OSError, ValueError, KeyError, TypeError):
+        precision = read_json(directory / "environment.json").get("mixed_precision") if directory else None
+    except (OSError, UserError):
         return None
+    return precision if precision in PRECISIONS else None
 
 
 def _run_directory(path: Path) -> Path | None:
     """The folder with config.yaml: `path` itself, or the one whose model/ or checkpoints/step-000123/ it is."""
-    path = path.resolve()
     candidates = [path]
     if path.name == "model":
         candidates.append(path.parent)
@@ -157,17 +162,23 @@ def _find_model(path: Path, directory: Path | None, option: str) -> tuple[Path, 
         return path, " ".join(notes)
     if (directory / "model" / WEIGHTS).is_file():
         return directory / "model", ""
-    checkpoint = newest_checkpoint(directory / "checkpoints")
+    checkpoint = newest_checkpoint(directory / "checkpoints", repair=False)
     if checkpoint is None:
         raise UserError(f"{option}: {path} holds neither a model/ nor a whole checkpoint yet")
     return checkpoint, f"Training has not finished: this is its newest checkpoint, {checkpoint.name}."
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_bytes()) if path.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{path}: not a JSON file ({error})") from error
+    return read_json(path) if os.path.lexists(path) else {}
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    """summary.json of a training, empty where there is none. Raises UserError unless its numbers are some."""
+    summary = _read_json(path)
+    for name in SUMMARY_NUMBERS if summary else ():
+        if not is_number(summary.get(name), 0):
+            raise UserError(f"{path}: {name} is {shown(summary.get(name))}, not a number")
+    return summary
 
 
 def some(names: tuple[str, ...], most: int = 5) -> str:

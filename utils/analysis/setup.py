@@ -1,7 +1,6 @@
 """What an analysis works with; whatever the user may have got wrong is found here, before the work."""
 
 import dataclasses
-import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,12 +14,15 @@ from torch import Tensor, nn
 
 from data.datasets import Split, stratified_split
 from data.fingerprint import images_digest
+from data.loaders import EVALUATION_BATCH
 from utils.analysis.gradcam import Cams, choose_cams
 from utils.analysis.pictures import read_pictures
 from utils.analysis.saved_run import SavedRun, open_run, some
 from utils.checkpoint import ModelConfig, load_model
 from utils.config import AnalyzeConfig, QuickSection, SlowSection
 from utils.errors import UserError
+from utils.files import check_writable
+from utils.memory import check_memory, forward_memory
 
 QUICK_SECTIONS = get_args(QuickSection)
 SLOW_SECTIONS = get_args(SlowSection)
@@ -68,8 +70,8 @@ class Analysis:
 
 def set_up(config: AnalyzeConfig, accelerator: Accelerator) -> Analysis:
     """The model and its test images, and those of the run that it is compared with. Raises UserError."""
-    run = open_run(Path(config.run), "run", config.dataset, config.data_dir)
-    model, model_config = load_model(run.model_folder)
+    run, model, model_config = open_model(config, Path(config.run), "run")
+    check_memory(forward_memory(model_config.without_weights(), model_config.input_size, gradients=True), str(run.path))
     cams = choose_cams(
         model,
         model_config.input_size,
@@ -79,10 +81,13 @@ def set_up(config: AnalyzeConfig, accelerator: Accelerator) -> Analysis:
         config.eigen_smooth,
     )
     folder = Path(config.output_dir or run.path / "analysis" / ("predict" if config.predict else ""))
+    if accelerator.is_main_process:
+        check_writable(folder)
     if config.predict:
         test = read_pictures(config.predict, model_config.image_size, folder)
     else:
         test = run.split("test", model_config)
+    _check_forward(model_config, min(len(test), EVALUATION_BATCH), accelerator)
     sections = choose_sections(config)
     analysis = Analysis(
         config,
@@ -100,18 +105,45 @@ def set_up(config: AnalyzeConfig, accelerator: Accelerator) -> Analysis:
     if config.compare and not config.predict:
         analysis = dataclasses.replace(analysis, other=_set_up_other(analysis))
     if accelerator.is_main_process:
-        make_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
     return analysis
+
+
+def open_model(config: AnalyzeConfig, path: Path, option: str) -> tuple[SavedRun, nn.Module, ModelConfig]:
+    """A run and its model; the next one where training goes on and deletes the checkpoint that was found.
+
+    Raises UserError.
+
+    Args:
+        option: the one that names `path`, for errors.
+    """
+    run = open_run(path, option, config.dataset, config.data_dir)
+    while True:
+        try:
+            return run, *load_model(run.model_folder)
+        except UserError:
+            found = run.model_folder
+            run = open_run(path, option, config.dataset, config.data_dir)
+            if run.model_folder == found:
+                raise
+
+
+def _check_forward(config: ModelConfig, images: int, accelerator: Accelerator) -> None:
+    """Raises UserError where so many images at a time need more memory than is free."""
+    maps = forward_memory(config.without_weights(), config.input_size, images)
+    if accelerator.mixed_precision != "no":
+        maps //= 2
+    pixels = 4 * 3 * images * config.image_size**2  # as float32
+    check_memory(maps + pixels, f"a batch of {images} images of {config.image_size} pixels", accelerator.device)
 
 
 def _set_up_other(analysis: Analysis) -> Analysis:
     """The run to compare with. Raises UserError where it was not tested on the same images and classes."""
     config, mine = analysis.config, analysis.run
     path = Path(config.compare)
-    run = open_run(path, "compare", config.dataset, config.data_dir)
+    run, model, model_config = open_model(config, path, "compare")
     if run.dataset is None:  # a model without its run is asked about the images of this one
         run = dataclasses.replace(run, dataset=mine.dataset, data_dir=mine.data_dir)
-    model, model_config = load_model(run.model_folder)
     ours = analysis.model_config
     if model_config.class_names != ours.class_names:
         raise UserError(
@@ -141,18 +173,6 @@ def _set_up_other(analysis: Analysis) -> Analysis:
         sections=(),
         folder=analysis.folder / "compared",
     )
-
-
-def make_folder(folder: Path) -> None:
-    """The folder of the results; raises UserError where it cannot be written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"output_dir: {folder} cannot be written to ({error.strerror}); name another folder with --output_dir"
-        ) from error
 
 
 def choose_sections(config: AnalyzeConfig) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from utils.analysis.saved_run import SavedRun
 from utils.analysis.scores import confusion_matrix
 from utils.analysis.section import Section
 from utils.tracking.tracker import Confusion, Media, Page, Picture, Table
-from utils.tracking.trackers import Trackers, identify_run
+from utils.tracking.trackers import Trackers, identify_run, tracked_as
 
 # The other tables have a row for every image.
 TABLES = {"per_class", "label_issues", "cam_grid", "robustness", "neighbours", "compare"}
@@ -32,7 +32,8 @@ def track_analysis(
     A fault of a tracker costs a warning on stderr, not the analysis.
     """
     names = [name for name in run.config.trackers if find_spec(name)]
-    if not names or "run_id" not in run.environment:
+    known = tracked_as(run.environment)
+    if not names or "run_id" not in known:
         return
     examples = [example for section in sections for example in section.page.get("examples", ())]
     counts = confusion_matrix(predictions.labels, predictions.classes, len(class_names))
@@ -45,7 +46,7 @@ def track_analysis(
         "report": page,
     }
     step = run.rows[-1]["step"] if run.rows else 0
-    trackers = Trackers(names, identify_run(run.config, run.directory, run.environment, "analysis"))
+    trackers = Trackers(names, identify_run(run.config, run.directory, known, "analysis"))
     try:
         trackers.each(lambda tracker: tracker.show({f"analysis/{key}": value for key, value in content.items()}, step))
     finally:

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from utils.tracking.tracker import Confusion, Identity, Line, Media, Page, Picture, Table, Text, Tracker
+from utils.model_card import as_text
+from utils.tracking.tracker import Confusion, Identity, Line, Media, Page, Picture, Table, Text, Tracker, check_records
 
 ROWS = 100  # of a table that are shown
 
@@ -28,6 +30,7 @@ class TensorBoardTracker(Tracker):
         """Reads the events: the last line of a killed process may not be there."""
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+        check_records(Path(self._folder))
         board = EventAccumulator(self._folder, size_guidance={"scalars": 0})
         board.Reload()
         losses = [tag for tag in board.Tags()["scalars"] if tag.endswith("/loss")]
@@ -94,8 +97,7 @@ def _markdown(table: Table) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, Picture):
         return _cell(value.caption)
-    text = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    return as_text(f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value))
 
 
 def _fixed(text: str) -> str:

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from utils.memory import check_memory
+
+MEMORY_PER_BYTE = 10  # of a tracker's files, when they are read back
 Line = tuple[int, str]  # (step, split) of a line in metrics.jsonl
 
 
@@ -93,6 +96,15 @@ class Page:
 
 
 Media = Picture | Sequence[Picture] | Table | Confusion | Text | Page
+
+
+def check_records(folder: Path, pattern: str = "*") -> None:
+    """Raises UserError where the files in which a tracker kept a run are more than the memory for reading them holds.
+
+    A run directory may come from a stranger; what is wrong with these files costs no more than a warning.
+    """
+    sizes = [path.stat().st_size for path in folder.rglob(pattern) if path.is_file()]
+    check_memory(MEMORY_PER_BYTE * sum(sizes), str(folder))
 
 
 class Tracker(ABC):

@@ -1,8 +1,10 @@
 """The trackers of a run, all at once. Metrics go to metrics.jsonl in any case."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,8 +21,10 @@ TRACKERS = {
     "trackio": ("utils.tracking.trackio_tracker", "TrackioTracker"),
 }
 
-# Of environment.json: what identifies the run in its trackers, chosen at the first start and kept.
+# Of environment.json: what identifies the run in its trackers, chosen at the first start and kept. These are names,
+# never paths: a run directory may come from a stranger.
 TRACKED_AS = ("run_id", "wandb_project", "wandb_entity")
+NAME = re.compile(r"[^\s./\\:;,#?'\"][^/\\:;,#?'\"]{0,127}")  # as far as W&B takes them
 
 
 def check_installed(names: Sequence[str]) -> None:
@@ -37,12 +41,15 @@ class Trackers:
         """Opens those that are named; with none, nothing happens in any method."""
         self._open: list[Tracker] = []
         self._warned: set[str] = set()
-        for name in [name for name in names if name != "none"]:
-            self._attempt(name, lambda name=name: self._open.append(_create(name, identity)))
+        if identity is None:
+            return
+        for name in names:
+            if name != "none" and (tracker := self._attempt(name, partial(_create, name, identity))):
+                self._open.append(tracker)
 
     def each(self, act: Callable[[Tracker], Any]) -> list[Any]:
         """Does something with every tracker; returns what those gave that did not fail."""
-        results = [self._attempt(tracker.name, lambda tracker=tracker: act(tracker)) for tracker in self._open]
+        results = [self._attempt(tracker.name, partial(act, tracker)) for tracker in self._open]
         return [result for result in results if result is not None]
 
     def close(self, finished: bool) -> None:
@@ -66,19 +73,27 @@ def _create(name: str, identity: Identity) -> Tracker:
     return getattr(import_module(module), kind)(identity)
 
 
-def identify_run(
-    config: TrainConfig, directory: Path, environment: Mapping[str, Any], job_type: str = "train"
-) -> Identity:
-    """Which run of the trackers a run directory is, from its options and its environment.json."""
+def tracked_as(environment: Mapping[str, Any]) -> dict[str, str]:
+    """What identifies a run in its trackers, of what environment.json says; what is no name is left out."""
+    known = {key: environment.get(key) for key in TRACKED_AS}
+    return {
+        key: value
+        for key, value in known.items()
+        if isinstance(value, str) and value.isprintable() and NAME.fullmatch(value)
+    }
+
+
+def identify_run(config: TrainConfig, directory: Path, known: Mapping[str, str], job_type: str = "train") -> Identity:
+    """Which run of the trackers a run directory is, from its options and what tracked_as gives."""
     return Identity(
         directory=directory,
-        id=environment["run_id"],
-        project=environment.get("wandb_project")
+        id=known["run_id"],
+        project=known.get("wandb_project")
         or config.project_name
         or os.environ.get("WANDB_PROJECT", "image-classification"),
         name=config.run_name or os.environ.get("WANDB_NAME") or directory.resolve().name,
         group=config.run_group,
         tags=config.run_tags,
-        entity=environment.get("wandb_entity"),
+        entity=known.get("wandb_entity"),
         job_type=job_type,
     )

@@ -3,10 +3,22 @@
 import contextlib
 import io
 import os
+import sqlite3
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from utils.tracking.tracker import Confusion, Identity, Line, Media, Page, Picture, Table, Text, Tracker
+from utils.errors import UserError
+from utils.tracking.tracker import Confusion, Identity, Line, Media, Page, Picture, Table, Text, Tracker, check_records
+
+
+def check_databases(folder: Path) -> None:
+    """Raises UserError for databases that are too large, or have triggers or views: SQL of whoever made them."""
+    check_records(folder)
+    for path in folder.glob("*.db"):
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            if database.execute("SELECT 1 FROM sqlite_master WHERE type IN ('trigger', 'view')").fetchone():
+                raise UserError(f"{path} has triggers or views, which trackio makes none of")
 
 
 class TrackioTracker(Tracker):
@@ -17,6 +29,7 @@ class TrackioTracker(Tracker):
         os.environ.setdefault("TRACKIO_DIR", str(identity.directory / "trackio"))  # read when trackio is imported
         import trackio
 
+        check_databases(identity.directory / "trackio")
         self._library, self._identity = trackio, identity
         with contextlib.redirect_stdout(io.StringIO()):  # a dozen lines, of which one is useful
             self._run = trackio.init(

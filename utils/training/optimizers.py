@@ -10,8 +10,11 @@ from torch.optim import Optimizer
 from models import classifier
 from utils.config import OptimizerName
 from utils.errors import UserError, suggestion
+from utils.reading import shown
 from utils.training.muon import Muon
 
+STEP = "step"  # a single number; everything else that an optimizer keeps of a parameter has its shape
+KEPT = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"exp_avg", "exp_avg_sq", STEP}}
 NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -36,7 +39,7 @@ def create_optimizer(
     norm_biases = {
         id(module.bias) for module in model.modules() if isinstance(module, NORM_LAYERS) and module.bias is not None
     }
-    spared = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    spared = getattr(model, "no_weight_decay", tuple)()
     groups: dict[tuple, dict] = {}
     for full_name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -73,7 +76,7 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
 
 def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """The optimizer's state as tensors named `<parameter>/<key>`; learning rates and the like come from the config."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{names[parameter]}/{key}": value
         for parameter, state in optimizer.state.items()
@@ -83,14 +86,36 @@ def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tenso
 
 
 def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Puts back what optimizer_tensors gave. Raises UserError where names or shapes do not fit the model."""
-    parameters = dict(model.named_parameters())
+    """Puts back what optimizer_tensors gave. Raises UserError for what this optimizer does not keep of this model."""
+    parameters, kept = dict(model.named_parameters()), _kept(optimizer)
     optimizer.state.clear()
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition("/")
         parameter = parameters.get(name)
-        if parameter is None or (tensor.ndim > 0 and tensor.shape != parameter.shape):
-            raise UserError(f"resume: the optimizer state {full_name} does not fit the model")
+        if parameter is None or (kept and key not in kept.get(parameter, ())) or not _fits(tensor, key, parameter):
+            raise UserError(f"resume: the optimizer state {shown(full_name)} does not fit the model")
         # Same memory layout as the parameter; scalars such as AdamW's step stay where torch keeps them.
-        value = torch.empty_like(parameter).copy_(tensor) if tensor.ndim > 0 else tensor.clone()
+        value = tensor.clone() if key == STEP else torch.empty_like(parameter).copy_(tensor)
         optimizer.state[parameter][key] = value.to(parameter.device) if optimizer.defaults.get("fused") else value
+    for name, parameter in parameters.items():
+        missing = kept.get(parameter, set()) - optimizer.state.get(parameter, {}).keys()
+        if missing and parameter in optimizer.state:
+            raise UserError(f"resume: the optimizer state {name}/{min(missing)} is missing")
+
+
+def _fits(tensor: Tensor, key: str, parameter: Tensor) -> bool:
+    """Whether a tensor is what an optimizer may keep under this name."""
+    if key == STEP:
+        return tensor.dtype == torch.float32 and tensor.ndim == 0 and bool(tensor.isfinite()) and tensor.item() >= 0
+    return tensor.is_floating_point() and tensor.shape == parameter.shape
+
+
+def _kept(optimizer: Optimizer) -> dict[Tensor, set[str]]:
+    """What an optimizer keeps of each parameter, once it has updated it; without those of optimizers not known here."""
+    kind = type(getattr(optimizer, "optimizer", optimizer))  # in Accelerate's wrapper
+    return {
+        parameter: KEPT[torch.optim.SGD if group.get("muon") else torch.optim.AdamW if kind is Muon else kind]
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if kind in (Muon, *KEPT)
+    }
