@@ -114,7 +114,7 @@ def test_analysis_takes_the_run_as_its_argument():
 
 
 @pytest.mark.parametrize(
-    "name", ["true", "5", "1e3", "-2E+5", "a: b", "é ü", "[x]", "2024-01-01", "{a: 1}", "yes", "'q'", "a\nb"]
+    "name", ["true", "5", "1e3", "-2E+5", "a: b", "é ü", "[x]", "2024-01-01", "{a: 1}", "yes", "'q'", "a\nb", "null", "#1", "~x"]
 )
 def test_written_config_repeats_the_run(tmp_path, name):
     config = TrainConfig(
@@ -132,7 +132,8 @@ def test_written_config_repeats_the_run(tmp_path, name):
     [
         (TrainConfig, ["--lr", "1e-5", "--run_name", "1e3", "--trackers", "wandb,tensorboard", "--find_lr"]),
         (TrainConfig, ["--config", "recipes/digits.yaml", "--epochs", "7"]),
-        (AnalyzeConfig, ["runs/a b", "--only", "curves,gallery", "--predict", "a,b.png", "c.png"]),
+        (AnalyzeConfig, ["runs/a b", "--only", "curves,gallery", "--images", "12"]),
+        (AnalyzeConfig, ["runs/a b", "--predict", "a,b.png", "c.png"]),
     ],
 )
 def test_printed_config_is_read_back(tmp_path, capsys, monkeypatch, kind, words):
@@ -259,7 +260,7 @@ def test_missing_value_says_what_is_allowed(capsys):
     [
         ("epochs", "x", "'x'", "a whole number at least 1"),
         ("epochs", "2.5", "'2.5'", "a whole number"),
-        ("epochs", "null", "'None'", "a whole number"),
+        ("epochs", "null", "'null'", "a whole number"),
         ("lr", "fast", "'fast'", "a number greater than 0 or auto"),
         ("find_lr", "maybe", "'maybe'", "true or false"),
         ("dataset", "mnist", "'mnist'", "cifar10, cifar100, digits, imagefolder"),

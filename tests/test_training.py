@@ -267,12 +267,6 @@ def test_loader_workers_take_their_cores_from_the_training(tmp_path):
         assert json.loads((folder / "environment.json").read_text())["threads"] == threads
 
 
-def test_plan_that_ends_at_another_size_is_refused(tmp_path):
-    log = tmp_path / "log"
-    assert run(train_script, tiny_config(tmp_path / "run", resolution="8@0.5,12"), log=log) == [2]
-    assert "error: resolution: '8@0.5,12' is not allowed; it must end at the size of the images, 16" in log.read_text()
-
-
 def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     """A rate that ends in infinity: steps during the warm-up are harmless and saved, later ones are not."""
     folder, log = tmp_path / "run", tmp_path / "log"

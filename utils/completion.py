@@ -11,12 +11,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from utils.config import AnalyzeConfig, TrainConfig, allowed_names, build_parser
+from utils.config import FOLDERS, AnalyzeConfig, Parser, TrainConfig, allowed_names, build_parser
 from utils.errors import SuiteError, UserError, leave
 
 SCRIPTS = {"train_accelerate.py": TrainConfig, "analyze.py": AnalyzeConfig}
 COMMANDS = "accelerate python python3"  # what a script is started with
-FOLDERS = {"run", "compare", "data_dir", "output_dir", "resume"}
 
 # Hands the line from the script on to the function that shtab wrote for it. Before the script, names of files follow.
 DISPATCH = {
@@ -83,7 +82,7 @@ def completion_script(shell: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser({}, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shell", choices=list(DISPATCH))
     try:
         print(completion_script(parser.parse_args().shell))

@@ -5,30 +5,40 @@ stops with one line that names the option, the value and what is allowed. Nothin
 `--help` answers at once.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
+import os
 import re
+import reprlib
 import sys
 import types
 import typing
-from argparse import Action, ArgumentError, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import MISSING, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import yaml
 
-from utils.errors import UserError, did_you_mean, nearest
+from utils.errors import UserError, did_you_mean, nearest, one_line
 from utils.files import replace_file
-from utils.resolution import parse_resolution
+from utils.resolution import resolution_phases
+from utils.secrets import named_secret, without_secrets
 
 DatasetName = Literal["cifar10", "cifar100", "digits", "imagefolder"]
 OptimizerName = Literal["sgd", "adamw", "muon"]
 Tracker = Literal["wandb", "tensorboard", "trackio", "none"]
 QuickSection = Literal["curves", "classes", "gallery", "gradcam", "calibration", "label_issues", "model"]
 SlowSection = Literal["neighbours", "embedding", "robustness"]
+NATIVE_SIZES = {"cifar10": 32, "cifar100": 32}  # of data sets whose images ignore image_size, in pixels
+FOLDERS = {"run", "compare", "data_dir", "output_dir", "resume"}  # options that name one
+LARGEST = 10**9  # of a number without a limit of its own: what is larger is a mistake, and overflows somewhere
+LARGEST_FILE = 100_000  # bytes of a file of options
 ACTIVATE_COMPLETION = 'eval "$(python -m utils.completion bash)" (or zsh)'
 
 
@@ -65,12 +75,18 @@ class Config:
                 raise UserError(_not_allowed(spec, value))
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{spec.name}: {value} is not allowed; it must be a finite number")
+            if isinstance(value, (str, list)):
+                setattr(self, spec.name, _checked_text(spec, value))
+            if isinstance(value, (str, list)) and (secret := named_secret(str(value))):
+                raise UserError(f"{spec.name}: holds the value of {secret}; options are written to files and trackers")
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
             below = low is not None and (value <= low if spec.metadata["open"] else value < low)
             above = high is not None and value > high
             if below or above:
-                raise UserError(f"{spec.name}: {value} is not allowed; it must be {_range_text(spec)}")
+                raise UserError(f"{spec.name}: {_shown(value)} is not allowed; it must be {_range_text(spec)}")
+            if high is None and value > LARGEST:
+                raise UserError(f"{spec.name}: {_shown(value)} is not allowed; it must be at most {LARGEST}")
 
 
 @dataclass
@@ -81,7 +97,7 @@ class TrainConfig(Config):
         "cifar10", "data", "data set; digits needs no download, imagefolder reads data_dir/train and data_dir/test"
     )
     data_dir: str = option("datasets", "data", "folder of the data set (downloads go here)")
-    image_size: int = option(32, "data", "side in pixels to which imagefolder and digits are resized", low=8)
+    image_size: int = option(32, "data", "side in pixels to which imagefolder and digits are resized", low=8, high=4096)
     validation_fraction: float = option(
         0.0, "data", "share of the training set kept for validation, stratified and seeded", low=0.0, high=0.9
     )
@@ -97,6 +113,7 @@ class TrainConfig(Config):
         "data",
         "loader processes per training process, for albumentations; unset: 0 on a CPU, else up to 8",
         low=0,
+        high=256,
     )
 
     crop_padding: int = option(4, "augmentation", "pixels of padding before the random crop; 0: no crop", low=0)
@@ -107,9 +124,13 @@ class TrainConfig(Config):
         "random", "augmentation", "mirror images: none, half of them at random, or each in every other epoch"
     )
     cutout: int = option(8, "augmentation", "side in pixels of the CutOut square, filled with the mean; 0: off", low=0)
-    mixup: float = option(0.0, "augmentation", "alpha of MixUp's Beta distribution; 0: off", low=0.0)
+    mixup: float = option(0.0, "augmentation", "alpha of MixUp's Beta distribution; 0: off", low=0.0, high=1000.0)
     cutmix: float = option(
-        0.0, "augmentation", "alpha of CutMix's Beta distribution; 0: off; with mixup, each batch draws one", low=0.0
+        0.0,
+        "augmentation",
+        "alpha of CutMix's Beta distribution; 0: off; with mixup, each batch draws one",
+        low=0.0,
+        high=1000.0,
     )
     augment_backend: Literal["auto", "albumentations", "tensor"] = option(
         "auto",
@@ -125,7 +146,7 @@ class TrainConfig(Config):
     model: str = option("resnet18", "model", "architecture; timm:NAME is one of timm's")
     norm: Literal["batch", "group"] = option("batch", "model", "normalisation layers; group keeps no batch statistics")
     width: int = option(
-        64, "model", "channels of the first stage; later ones have a multiple", low=16
+        64, "model", "channels of the first stage; later ones have a multiple", low=16, high=4096
     )  # at 8, oneDNN 3 corrupts memory (NHWC)
 
     epochs: int = option(20, "length and batch", "passes over the training set", low=1)
@@ -151,7 +172,7 @@ class TrainConfig(Config):
     )
     decay_norm_and_bias: bool = option(True, "optimizer", "apply weight decay to norm layers and biases too")
     norm_bias_lr_factor: float = option(
-        1.0, "optimizer", "the rate of the norm layers' biases, relative to lr", low=0.0, open=True
+        1.0, "optimizer", "the rate of the norm layers' biases, relative to lr", low=0.001
     )
     label_smoothing: float = option(0.1, "optimizer", "share of the target that all classes get", low=0.0, high=0.99)
     grad_clip_norm: float | None = option(
@@ -200,6 +221,17 @@ class TrainConfig(Config):
         None, "run", "also checkpoint every so many steps; unset: every epoch only", low=1
     )
     keep_checkpoints: int = option(2, "run", "newest checkpoints that are kept", low=1)
+    on_nan: Literal["stop", "rollback"] = option(
+        "stop",
+        "run",
+        "where loss or weights are not finite: stop, or go back to the last checkpoint and skip the steps since it",
+    )
+    nan_patience: int = option(
+        20,
+        "run",
+        "steps in a row of infinite loss or gradient before on_nan acts (fp16 has some); no weights: at once",
+        low=1,
+    )
     export: list[Literal["onnx", "torch"]] = option(
         [], "run", "also write model/model.onnx (onnx) and model/model.pt2 (torch), checked against the checkpoint"
     )
@@ -239,15 +271,16 @@ class TrainConfig(Config):
             raise UserError(f"trackers: {self.trackers} is not allowed; name each tracker once, or none")
         if "none" in self.trackers and len(self.trackers) > 1:
             raise UserError(f"trackers: {','.join(self.trackers)} is not allowed; none stands alone")
-        if self.resolution is not None:
-            parse_resolution(self.resolution)
-        if self.padding_mode == "reflect" and self.crop_padding >= self.image_size:
+        side = NATIVE_SIZES.get(self.dataset, self.image_size)
+        resolution_phases(self.resolution, side, total_steps=1)
+        if self.padding_mode == "reflect" and self.crop_padding >= side:
             raise UserError(
                 f"crop_padding: {self.crop_padding} is not allowed; with padding_mode reflect it must be less than "
-                f"image_size ({self.image_size})"
+                f"image_size ({side})"
             )
-        if self.cutout > self.image_size:
-            raise UserError(f"cutout: {self.cutout} is not allowed; it must be at most image_size ({self.image_size})")
+        for name in ("crop_padding", "cutout"):
+            if (value := getattr(self, name)) > side:
+                raise UserError(f"{name}: {value} is not allowed; it must be at most image_size ({side})")
 
 
 @dataclass
@@ -273,9 +306,15 @@ class AnalyzeConfig(Config):
     )
     aug_smooth: bool = option(False, "GradCAM", "means over mirrored, brighter and darker images; 6 times slower")
     eigen_smooth: bool = option(False, "GradCAM", "the first principal component instead of the sum over channels")
-    num_workers: int = option(0, "hardware", "loader processes", low=0)
+    num_workers: int = option(0, "hardware", "loader processes", low=0, high=256)
     track: bool = option(True, "output", "show the results in the run's trackers too, where it has some")
     debug: bool = option(False, "output", "show tracebacks")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("compare", "only", "full"):
+            if self.predict and getattr(self, name):
+                raise UserError(f"{name}: it is not allowed with predict, which writes no report")
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
@@ -287,69 +326,71 @@ def parse_config(kind: type[AnyConfig], argv: Sequence[str] | None = None, descr
     try:
         return read_config(kind, argv, description)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {without_secrets(one_line(error))}", file=sys.stderr)
         sys.exit(2)
 
 
 def read_config(kind: type[AnyConfig], argv: Sequence[str], description: str = "") -> AnyConfig:
     """As parse_config, but raises UserError."""
     specs = {spec.name: spec for spec in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    argv = _config_first(argv)
-    for path in _config_files(argv):
-        _check_file(path, specs)
-        description += f"\n\n{path}:\n{header}" if (header := _header(path)) else ""
-    try:
-        values = build_parser(kind, description).parse_args(argv).as_dict()
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise UserError(_explain(str(error), specs)) from error
-    values.pop("config", None)
-    print_config = values.pop("print_config")
-    config = kind(**values)
+    files, words = _split(argv)
+    values: dict[str, Any] = {}
+    for path in files:
+        text = _read(path)
+        values |= _options(text, path, specs)
+        description += f"\n\n{path}:\n{header}" if (header := _header(text)) else ""
+    given = vars(build_parser(kind, description).parse_args(words))
+    print_config = given.pop("print_config", False)
+    config = kind(**(values | given))
     if print_config:
         print(to_yaml(dataclasses.asdict(config)), end="")
         sys.exit(0)
     return config
 
 
-def build_parser(kind: type[Config], description: str = "") -> Any:
-    """The command line of a script, as a parser of jsonargparse."""
-    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+class Parser(ArgumentParser):
+    """Raises UserError instead of printing its usage."""
 
-    class Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-        """Shows the lines of the options and the description as they are written."""
+    def __init__(self, specs: dict[str, dataclasses.Field], **settings: Any):
+        super().__init__(**settings)
+        self.specs = specs
 
-        def _get_help_string(self, action: Action) -> str:
-            return action.help or ""
+    def error(self, message: str) -> NoReturn:
+        raise UserError(_explain(message, self.specs))
 
-    usage = f"%(prog)s {'RUN ' if kind is AnalyzeConfig else ''}[--config FILE.yaml] [--OPTION VALUE ...]"
-    parser = ArgumentParser(
-        usage=usage,
-        description=description,
+
+def build_parser(kind: type[Config], description: str = "") -> ArgumentParser:
+    """The command line of a script; its namespace has the options that are given, and no others.
+
+    A value that is none of its option's type comes as it was typed, and is refused by the config.
+    """
+    specs = {spec.name: spec for spec in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    parser = Parser(
+        specs,
+        usage=f"%(prog)s {'RUN ' if kind is AnalyzeConfig else ''}[--config FILE.yaml] [--OPTION VALUE ...]",
+        description=description.replace("%", "%%"),
         epilog="TAB completes options and their values after: " + ACTIVATE_COMPLETION,
-        exit_on_error=False,
+        argument_default=SUPPRESS,
         allow_abbrev=False,
-        formatter_class=Help,
-        print_config=None,
+        formatter_class=RawDescriptionHelpFormatter,
     )
     groups: dict[str, Any] = {}
-    for spec in dataclasses.fields(kind):  # type: ignore[arg-type]
+    for spec in specs.values():
         default = spec.default if spec.default is not MISSING else spec.default_factory()
-        help_line = _help_line(spec, default)
+        help_line = _help_line(spec, default).replace("%", "%%")
         if kind is AnalyzeConfig and spec.name == "run":
-            parser.add_argument("run", type=str, help=help_line)
+            parser.add_argument("run", help=help_line)
             continue
         name = spec.metadata["group"]
         group = groups.get(name) or groups.setdefault(name, parser.add_argument_group(name))
-        extra: dict[str, Any] = {"nargs": "?", "const": True} if spec.type is bool else {}
-        value_type = _name_list if typing.get_origin(spec.type) is list else spec.type
+        extra: dict[str, Any] = {"type": partial(_from_word, kind=spec.type)}
+        if spec.type is bool:
+            extra |= {"nargs": "?", "const": True}
         if spec.metadata["words"]:
-            value_type, extra = str, {"nargs": "+"}
-        group.add_argument(
-            f"--{spec.name}", type=value_type, default=default, help=help_line, metavar=_metavar(spec), **extra
-        )
+            extra = {"nargs": "+"}
+        group.add_argument(f"--{spec.name}", help=help_line, metavar=_metavar(spec), **extra)
     parser.add_argument(
         "--config",
-        action="config",
         metavar="FILE.yaml",
         help="recipe or other YAML file with options; the command line wins over it; with --help its header is shown",
     )
@@ -359,16 +400,9 @@ def build_parser(kind: type[Config], description: str = "") -> Any:
     return parser
 
 
-class _Dumper(yaml.SafeDumper):
-    """Quotes text that would be read back as a number, which PyYAML alone does not for 1e3."""
-
-
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
-
-
 def to_yaml(options: dict[str, Any]) -> str:
     """Options as a recipe that `--config` reads back as they are."""
-    return yaml.dump(options, Dumper=_Dumper, sort_keys=False)
+    return yaml.safe_dump(options, sort_keys=False)
 
 
 def write_config(config: Config, path: Path) -> None:
@@ -381,66 +415,126 @@ def load_config(kind: type[AnyConfig], path: Path) -> AnyConfig:
     return read_config(kind, ["--config", str(path)])
 
 
-def _config_first(argv: Sequence[str]) -> list[str]:
-    """Moves `--config FILE` to the front: what stands on the command line wins wherever it stands."""
+# -- files of options -------------------------------------------------------------------------------------------------
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The files that `--config` names, wherever it stands, and all other words."""
     files: list[str] = []
     rest: list[str] = []
     words = iter(argv)
     for word in words:
-        if word == "--config":
-            files += [word, *([value] if (value := next(words, None)) is not None else [])]
-        elif word.startswith("--config="):
-            files.append(word)
+        if word.startswith("--config="):
+            files.append(word.removeprefix("--config="))
+        elif word == "--config" and (value := next(words, None)) is not None:
+            files.append(value)
         else:
             rest.append(word)
-    return files + rest
+    return files, rest
 
 
-def _config_files(argv: Sequence[str]) -> list[str]:
-    """The files that `--config` names."""
-    followers = [after for word, after in itertools.pairwise(argv) if word == "--config"]
-    return followers + [word.removeprefix("--config=") for word in argv if word.startswith("--config=")]
-
-
-def _check_file(path: str, specs: dict[str, dataclasses.Field]) -> None:
-    """Raises UserError naming the file unless it is a YAML mapping of options to plain values."""
+def _read(path: str) -> str:
+    """The text of a YAML file. Raises UserError naming it."""
+    if not os.path.isfile(path):  # a pipe would be waited on
+        what = "not a file" if os.path.exists(path) else "missing"
+        raise UserError(f"config: {path or repr(path)} is {what}; {_near_file(path)}it must be a YAML file")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"config: {path} is missing; {_near_file(path)}it must be a YAML file") from error
+        if os.path.getsize(path) > LARGEST_FILE:
+            raise UserError(f"config: {path} has more than {LARGEST_FILE} bytes; it must be a YAML file of options")
+        return Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"config: {path} cannot be read ({error.strerror}); it must be a YAML file") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"config: {path} is not a YAML file ({' '.join(str(error).split())})") from error
+    except ValueError as error:
+        raise UserError(f"config: {path} is not a YAML file ({one_line(error)})") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses an option that comes twice, since the second would win without a word, and aliases, of which a few lines
+    can stand for more than memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"*{self.peek_event().anchor} is an alias; write the value itself")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for name, count in counts.items():
+            if count > 1:
+                raise yaml.YAMLError(f"{name} comes more than once")
+        return super().construct_mapping(node, deep)
+
+
+def _options(text: str, path: str, specs: dict[str, dataclasses.Field]) -> dict[str, Any]:
+    """The values in a YAML file's text, each of its option's type. Raises UserError naming the file."""
+    try:
+        content = yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise UserError(f"config: {path} is not a YAML file of options (it is nested too deep)") from error
+    # PyYAML's own errors, and those of Python that it lets through for tagged values such as `!!bool x`.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise UserError(f"config: {path} is not a YAML file ({one_line(error)})") from error
     if not isinstance(content, dict):
         raise UserError(f"config: {path} holds no options; it must be a YAML file of lines `option: value`")
+    values = {}
     for name, value in content.items():
         if name not in specs:
             raise UserError(f"{_unknown(str(name), specs)} (in {path})")
-        if value is None and not _fits(None, specs[name].type):
-            raise UserError(_not_allowed(specs[name], "null"))
-        if specs[name].metadata["words"] and not _fits(value, specs[name].type):
-            raise UserError(_not_allowed(specs[name], value))
+        kind = specs[name].type
+        if isinstance(value, str) and str not in _members(kind) and not specs[name].metadata["words"]:
+            value = _from_word(value, kind)  # YAML takes 1e-3 for text
+        if not _fits(value, kind):
+            raise UserError(f"{_not_allowed(specs[name], value)} (in {path})")
+        values[name] = value
+    return values
 
 
 def _near_file(path: str) -> str:
     """A question with the recipe or the YAML file of the same folder that was likely meant; nothing if none is near."""
-    folders = (Path("recipes"), Path(path).parent)
-    files = {file.stem: str(file) for folder in folders for file in sorted(folder.glob("*.yaml"))}
+    files: dict[str, str] = {}
+    for folder in (Path("recipes"), Path(path).parent):
+        with contextlib.suppress(OSError, ValueError):
+            files |= {file.stem: str(file) for file in sorted(folder.glob("*.yaml"))}
     near = nearest(Path(path).stem, list(files))
     return f"did you mean {files[near]}? " if near else ""
 
 
-def _header(path: str) -> str:
+def _header(text: str) -> str:
     """The comment at the top of a recipe, for --help."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    return "\n".join(line.lstrip("#") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return "\n".join(line.lstrip("#") for line in lines)
 
 
-def _name_list(value: str | list[str]) -> list[str]:
-    """`a`, `a,b`, `[a, b]` or a YAML list, as a list of names."""
-    names = value if isinstance(value, list) else re.split(r"[,\s]+", str(value).strip("[] "))
-    return [str(name).strip("'\" ") for name in names if str(name).strip()]
+# -- values -----------------------------------------------------------------------------------------------------------
+
+
+def _from_word(word: str, kind: Any) -> Any:
+    """A word of the command line as a value of an option's type; the word itself where it is none."""
+    members = _members(kind)
+    if typing.get_origin(kind) is list:
+        names = (name.strip("'\" ") for name in re.split(r"[,\s]+", word.strip("[] ")))
+        return [name for name in names if name]
+    if word == "null" and type(None) in members:
+        return None
+    if bool in members:
+        return {"true": True, "false": False}.get(word.lower(), word)
+    for number in (int, float):
+        if number in members:
+            with contextlib.suppress(ValueError):
+                return number(word)
+    return word
+
+
+def _checked_text(spec: dataclasses.Field, value: str | list[str]) -> str | list[str]:
+    """A text, or a list of them, with `~` for the home in paths. Raises UserError for what no file can hold."""
+    for text in [value] if isinstance(value, str) else value:
+        if not text.strip() and text != spec.default:
+            raise UserError(f"{spec.name}: {text!r} is not allowed; it must not be empty")
+        if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UserError(f"{spec.name}: {_shown(text)} is not allowed; it must be text in UTF-8 without NUL")
+    if spec.name in FOLDERS:
+        return os.path.expanduser(value)
+    return [os.path.expanduser(name) for name in value] if spec.name == "predict" else value
 
 
 def _members(kind: Any) -> tuple[Any, ...]:
@@ -499,15 +593,33 @@ def _allowed_text(spec: dataclasses.Field) -> str:
     return " or ".join(parts + choices[: len(choices) == 1])
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
+_SHORT.maxlong = 60
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML has it, cut where it is long."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
+
+
 def _not_allowed(spec: dataclasses.Field, value: Any) -> str:
     """The line for a value of the wrong type."""
-    if isinstance(value, list) and allowed_names(spec.type):  # name the entry that is wrong
-        value = next((entry for entry in value if entry not in allowed_names(spec.type)), value)
-    hint = did_you_mean(str(value), allowed_names(spec.type))
-    return f"{spec.name}: {value!r} is not allowed; {hint}it must be {_allowed_text(spec)}"
+    names = allowed_names(spec.type)
+    if isinstance(value, list) and names:  # name the entry that is wrong
+        value = next((entry for entry in value if entry not in names), value)
+    hint = did_you_mean(value, names) if isinstance(value, str) else ""
+    return f"{spec.name}: {_shown(value)} is not allowed; {hint}it must be {_allowed_text(spec)}"
 
 
 def _unknown(name: str, specs: dict[str, dataclasses.Field]) -> str:
+    if name == "run" and name in specs:
+        return "run: it is given without its name, as the first word"
     hint = did_you_mean(name, list(specs)).strip() or "--help lists them all"
     return f"{name}: unknown option; {hint}"
 
@@ -530,21 +642,13 @@ def _help_line(spec: dataclasses.Field, default: Any) -> str:
 
 
 def _explain(message: str, specs: dict[str, dataclasses.Field]) -> str:
-    """jsonargparse's message as one line that names the option, the value and what is allowed."""
-    if match := re.search(r'key "(\w+)":', message):
-        name = match.group(1)
-        if name in specs:
-            shown = "is not allowed; "
-            if value := re.search(r"(?:Got value|Given value): (.*)", message):
-                hint = did_you_mean(value.group(1), allowed_names(specs[name].type))
-                shown = f"{value.group(1)!r} is not allowed; {hint}"
-            return f"{name}: {shown}it must be {_allowed_text(specs[name])}"
-    if match := re.search(r"argument --(\w+): expected (?:one|at least one) argument", message):
-        return f"{match.group(1)}: the value is missing" + (
-            f"; it must be {_allowed_text(specs[match.group(1)])}" if match.group(1) in specs else ""
-        )
-    if match := re.search(r"unrecognized arguments: --(\w+)|Option '(\w+)' is not accepted|Key '(\w+)'", message):
-        return _unknown(next(group for group in match.groups() if group), specs)
-    if match := re.search(r"unrecognized arguments: (.*)", message):
-        return f"{match.group(1)}: unexpected argument; options are written --name value"
-    return " ".join(message.split())
+    """argparse's message as one line that names the option and what is allowed."""
+    message = one_line(message)
+    if match := re.search(r"argument --(\w+): expected |arguments are required: (\w+)", message):
+        name = match[1] or match[2]
+        return f"{name}: the value is missing" + (f"; it must be {_allowed_text(specs[name])}" if name in specs else "")
+    if match := re.search(r"unrecognized arguments: --([^-\s=][^\s=]*)", message):
+        return _unknown(match[1], specs)
+    if match := re.search(r"unrecognized arguments:(.*)", message):
+        return f"{match[1].strip() or repr('')}: unexpected argument; options are written --name value"
+    return message
