@@ -6,6 +6,7 @@ To add one: a function that loads its splits, a line in SOURCES, and its name in
 import math
 import os
 import socket
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -21,6 +22,7 @@ from data.decoded import decode_once
 from data.images import SUFFIXES, ImageFiles, Images, Split, as_square
 from utils.errors import EnvironmentFault, UserError
 from utils.launcher import local_world_size
+from utils.memory import check_memory
 
 STATISTICS_SAMPLE = 20_000  # images that mean and std are computed from where the images stay on disk
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
@@ -59,6 +61,12 @@ def load_dataset(
     if validation_fraction > 0:
         rest, held_out = stratified_split(train.labels, validation_fraction, seed)
         train, validation = train.subset(rest), train.subset(held_out)
+        left = np.bincount(train.labels, minlength=len(class_names))
+        if not left.all():
+            raise UserError(
+                f"validation_fraction: {validation_fraction} leaves no training image of class "
+                f"{class_names[left.argmin()]!r}"
+            )
     mean, std = channel_statistics(train.images)
     return Dataset(name, train, validation, test, class_names, train.images[0].shape[0], mean, std)
 
@@ -75,6 +83,8 @@ def download(name: str, data_dir: str | Path) -> None:
 
     Raises EnvironmentFault where there is no connection, with what to do instead.
     """
+    if SOURCES[name].in_folder and os.path.exists(data_dir) and not os.path.isdir(data_dir):
+        raise UserError(f"data_dir: {data_dir} is not a folder")
     SOURCES[name].download(Path(data_dir))
 
 
@@ -127,6 +137,7 @@ def _digits(data_dir: Path, split: str, image_size: int, memory_fraction: float)
     bunch = load_digits()
     train, test = stratified_split(bunch.target, 0.2, seed=0)
     indices = train if split == "train" else test
+    check_memory(math.prod((len(indices), image_size, image_size, 3)), f"image_size: {image_size}")
     small = (bunch.images[indices] * (255 / 16)).round().astype(np.uint8)
     images = np.stack([as_square(Image.fromarray(image), image_size) for image in small])
     return Split(images, bunch.target[indices].astype(np.int64)), tuple(str(name) for name in bunch.target_names)
@@ -190,9 +201,9 @@ def _cifar(
 
 def _image_folder(root: Path, split: str, size: int, memory_fraction: float) -> tuple[Split, tuple[str, ...]]:
     """root/train/<class>/* and root/test/<class>/* (or root/val); classes by sorted name of the training folders."""
-    folders = {"train": root / "train", "test": root / "test" if (root / "test").is_dir() else root / "val"}
-    if not root.is_dir():
+    if not os.path.isdir(root):  # unlike root.is_dir(), false for names that are too long
         raise UserError(f"data_dir: {root} is not a folder")
+    folders = {"train": root / "train", "test": root / "test" if (root / "test").is_dir() else root / "val"}
     if not folders["train"].is_dir():
         raise UserError(f"data_dir: {root} has no folder train/<class>/")
     if not folders["test"].is_dir():
@@ -201,8 +212,10 @@ def _image_folder(root: Path, split: str, size: int, memory_fraction: float) -> 
     if split == "test":
         found = _class_folders(folders["test"])
         for name in sorted(set(classes) ^ set(found)):
-            where = folders["test"] if name in classes else folders["train"]
-            raise UserError(f"data_dir: class {name!r} has no folder in {where}")
+            where, there = (folders["test"], found) if name in classes else (folders["train"], classes)
+            same = any(unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other) for other in there)
+            hint = "; its name is there, in another Unicode normal form (NFC, NFD)" if same else ""
+            raise UserError(f"data_dir: class {name!r} has no folder in {where}{hint}")
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
@@ -219,17 +232,30 @@ def _image_folder(root: Path, split: str, size: int, memory_fraction: float) -> 
 
 def _image_files(folder: Path) -> list[str]:
     """Sorted paths, as strings: of a million images they take a fraction of the time and memory of Path objects."""
-    names = [name for name in os.listdir(folder) if os.path.splitext(name)[1].lower() in SUFFIXES and name[0] != "."]
+    names = [name for name in _listed(folder) if os.path.splitext(name)[1].lower() in SUFFIXES and name[0] != "."]
     if not names:
         raise UserError(f"data_dir: {folder} holds no image (looking for {', '.join(sorted(SUFFIXES))})")
     return [os.path.join(folder, name) for name in sorted(names)]
 
 
 def _class_folders(folder: Path) -> list[str]:
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    names = sorted(name for name in _listed(folder) if name[0] != "." and os.path.isdir(folder / name))
     if not names:
         raise UserError(f"data_dir: {folder} has no class folders")
+    for name in names:
+        if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
+            raise UserError(
+                f"data_dir: {folder} has a class {name!r}; control characters, line breaks and what is not UTF-8 "
+                "are not allowed in the name of a class"
+            )
     return names
+
+
+def _listed(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        raise UserError(f"data_dir: {folder} cannot be read ({error.strerror})") from error
 
 
 # -- all of them, by name ---------------------------------------------------------------------------------------------

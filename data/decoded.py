@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 
-VERSION = 1  # of the decoding in datasets.py: after a change there, what was stored before is not used any more
+VERSION = 2  # of the decoding in images.py: after a change there, what was stored before is not used any more
 HEADER_SIZE = 128  # bytes that NumPy puts before an array of up to four axes
 ABANDONED = 600  # seconds without a write after which the writer of a temporary file is taken for dead
 

@@ -1,6 +1,8 @@
 """Images by position, in memory or on disk, and splits of them."""
 
 import os
+import stat
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +16,10 @@ from utils.errors import UserError
 from utils.launcher import available_cores
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+# What a file may hold, whatever its name says. Pillow reads many more, some of them by starting other programs.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+# Odd metadata is of no interest here, and images of up to 179 million pixels, twice what Pillow warns of, are photos.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 # Bytes of an average file from which on threads decode faster than one. Around small images Pillow takes and gives
 # back the interpreter's lock so often that two threads need twice the time of one (CIFAR-10 as JPEG, 1 KB each).
 THREADS_PAY_FROM = 8 * 1024
@@ -107,15 +113,26 @@ class Split:
 def read_image(path: str | Path, size: int) -> np.ndarray:
     """Decodes one file to uint8 RGB (size, size, 3): upright, scaled to cover the square, cropped at its centre.
 
-    Raises UserError naming the path of an unreadable file.
+    - A photo is turned as its EXIF orientation says.
+    - Of an animation, the first frame is taken.
+    - What is transparent is shown on white.
+    - 16 bits a channel become the 8 that have the same shade. Floating-point pixels are refused: nobody says what white
+      is.
+    - The format is that of the content (FORMATS), not of the name.
+
+    Raises UserError naming the path of what is no such file, is damaged or cut short, or has more than 179 million
+    pixels (Pillow's guard against files that unpack to more than the memory).
     """
     try:
-        with Image.open(path) as image:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited on
+            raise OSError("it is not a file")
+        with Image.open(path, formats=FORMATS) as image:
             image.draft("RGB", (size, size))
             ImageOps.exif_transpose(image, in_place=True)
             return as_square(image, size)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"data_dir: {path} is not a readable image ({error})") from error
+    except Exception as error:  # on damaged files Pillow raises errors of almost every kind
+        reason = str(error) or type(error).__name__
+        raise UserError(f"data_dir: {path} is not a readable image ({reason})") from error
 
 
 def as_square(image: Image.Image, size: int) -> np.ndarray:
@@ -127,7 +144,12 @@ def as_square(image: Image.Image, size: int) -> np.ndarray:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """As RGB with 8 bits a channel; Pillow itself would cut 16-bit grey off at 255."""
+    """As RGB with 8 bits a channel, on white. Pillow alone would cut 16-bit grey off at 255 and show hidden colours."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers")
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+        return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")
