@@ -119,10 +119,14 @@ def test_loss_of_confident_mistakes_stays_finite():
 # -- metrics.jsonl ----------------------------------------------------------------------------------------------------
 
 
+def line(step: int) -> dict:
+    return {"step": step, "epoch": 1, "split": "train", "loss": 1 / step, "accuracy": 0.5, "lr": 0.1}
+
+
 def test_rows_come_back_as_they_went_in(tmp_path):
     metrics = MetricsFile(tmp_path / "metrics.jsonl")
     assert (list(metrics.rows()), metrics.size()) == ([], 0)
-    rows = [{"step": step, "loss": 0.1 * step, "split": "train"} for step in range(1, 4)]
+    rows = [line(step) for step in range(1, 4)]
     for row in rows:
         metrics.append(row)
     assert list(metrics.rows()) == rows
@@ -133,24 +137,24 @@ def test_rows_come_back_as_they_went_in(tmp_path):
 @pytest.mark.parametrize("bytes_written", [1, 5, 20])
 def test_line_that_a_crash_left_unfinished_is_skipped_and_then_cut_off(tmp_path, bytes_written):
     metrics = MetricsFile(tmp_path / "metrics.jsonl")
-    metrics.append({"step": 1, "loss": 0.5})
+    metrics.append(line(1))
     known = metrics.size()
     with open(metrics.path, "a") as file:
-        file.write(json.dumps({"step": 2, "loss": 0.25})[:bytes_written])
-    assert list(metrics.rows()) == [{"step": 1, "loss": 0.5}]
+        file.write(json.dumps(line(2))[:bytes_written])
+    assert list(metrics.rows()) == [line(1)]
     metrics.truncate(known)
-    metrics.append({"step": 2, "loss": 0.25})
+    metrics.append(line(2))
     assert [row["step"] for row in metrics.rows()] == [1, 2]
 
 
 def test_resume_cuts_off_what_its_checkpoint_does_not_know(tmp_path):
     metrics = MetricsFile(tmp_path / "metrics.jsonl")
-    metrics.append({"step": 1})
+    metrics.append(line(1))
     known = metrics.size()
     for step in (2, 3):
-        metrics.append({"step": step})
+        metrics.append(line(step))
     metrics.truncate(known)
-    assert list(metrics.rows()) == [{"step": 1}]
+    assert list(metrics.rows()) == [line(1)]
 
 
 def test_file_that_was_lost_or_shortened_is_not_padded(tmp_path):

@@ -61,6 +61,10 @@ def class_label(class_names: Sequence[str], index: int, confidence: float) -> st
 
 
 def shown_name(name: str, longest: int = 18) -> str:
-    """A class name as matplotlib draws it as it is: no formula between dollar signs, shortened in its middle."""
+    """A name as matplotlib draws it as it is: no formula between dollar signs, shortened in its middle.
+
+    Line breaks, and what is no character, are drawn as the sign for that.
+    """
+    name = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
     short = name if len(name) <= longest else f"{name[: longest // 2]}…{name[-longest // 2 + 1 :]}"
     return short.replace("$", r"\$")

@@ -9,7 +9,11 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.errors import EnvironmentFault
+from data.datasets import Dataset
+from models import create_model, model_arguments
+from utils.config import TrainConfig
+from utils.errors import EnvironmentFault, UserError
+from utils.resolution import resolution_phases
 
 
 class Piece(NamedTuple):
@@ -34,6 +38,34 @@ def micro_batches(
         return [filler] * parts
     pieces = zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True)
     return [Piece(*piece, 1.0) if len(piece[1]) else filler for piece in pieces]
+
+
+def smallest_piece(count: int, batch_size: int, world_size: int, micro_batch_size: int | None) -> int:
+    """The fewest images that any forward pass of an epoch over `count` images has, fillers among them."""
+    smallest = batch_size
+    for global_count in {min(batch_size, count), count % batch_size or min(batch_size, count)}:
+        largest_part = -(-global_count // world_size)
+        parts = -(-largest_part // micro_batch_size) if micro_batch_size else 1
+        smallest = min(smallest, max(1, global_count // world_size // parts))
+    return smallest
+
+
+def check_single_images(config: TrainConfig, data: Dataset, world_size: int) -> None:
+    """Raises UserError where a step is given a single image of which the model's batch norm sees a single pixel."""
+    if smallest_piece(len(data.train), config.batch_size, world_size, config.micro_batch_size) > 1:
+        return
+    with torch.device("meta"):
+        model = create_model(config.model, len(data.class_names), **model_arguments(config, data.image_size))
+        for phase in resolution_phases(config.resolution, data.image_size, 1):
+            try:
+                model(torch.zeros(1, 3, phase.size, phase.size))
+            except ValueError as error:
+                raise UserError(
+                    f"batch_size: {config.batch_size} leaves a step with a single image for a process, of which batch "
+                    f"norm cannot learn at {phase.size} pixels; choose another batch_size, more pixels or --norm group"
+                ) from error
+            except RuntimeError:  # something that only real weights can compute
+                return
 
 
 def fit_micro_batch_size(accelerator: Accelerator, model: nn.Module, part: int, image_size: int) -> int:
