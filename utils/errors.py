@@ -5,6 +5,7 @@ Exit codes: 2 for what a user can get wrong, 1 for faults of the environment (di
 """
 
 import contextlib
+import io
 import os
 import re
 import signal
@@ -13,6 +14,8 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
+
+from utils.secrets import without_secrets
 
 
 class SuiteError(Exception):
@@ -48,6 +51,12 @@ class Interrupted(BaseException):
         self.signum = signum
 
 
+LONGEST_LINE = 4000  # characters
+# What torch and NumPy say where there is not enough of it.
+OUT_OF_MEMORY = re.compile(r"out of memory|allocate memory|unable to allocate", re.IGNORECASE)
+OUT_OF_SHARED_MEMORY = re.compile(r"shared memory|</torch_")
+DEAD_WORKER = re.compile(r"DataLoader worker \(pid.* (?:is killed by signal: (.+?)\.|exited unexpectedly)")
+
 # What the communication back ends say when the process at the other end is gone.
 LOST_PEER = re.compile(
     r"connection (closed|reset|refused)|broken pipe|socket closed|timed out|timeout|no route to host"
@@ -57,11 +66,17 @@ LOST_PEER = re.compile(
 
 
 def one_line(message: object) -> str:
-    """The message without its line breaks; from a data-loader worker's report, the error itself."""
+    """The message without its line breaks; from a data-loader worker's report, the error itself.
+
+    What comes from a file may be of any length and hold anything: it is cut off, and what would command the terminal is
+    written out.
+    """
     lines = [line.strip() for line in str(message).splitlines() if line.strip()]
     if any(line.startswith("Caught ") and "worker process" in line for line in lines):
         lines = [re.sub(r"^[\w.]*(Error|Fault): ", "", lines[-1])]
-    return " ".join(lines)
+    text = " ".join(lines)
+    text = text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}..."
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def nearest(name: str, allowed: Sequence[str]) -> str | None:
@@ -108,30 +123,48 @@ def together(accelerator: Any) -> Iterator[None]:
     raise kind(message, silent=rank != accelerator.process_index) from error
 
 
+def as_fault(error: BaseException | None) -> EnvironmentFault | None:
+    """What an error says of the environment; None where it may be a bug of ours, or the user's mistake."""
+    if isinstance(error, EnvironmentFault):
+        return error
+    if isinstance(error, OSError):
+        return EnvironmentFault(one_line(error))
+    if not isinstance(error, (RuntimeError, MemoryError)):
+        return None
+    message = str(error)
+    if OUT_OF_SHARED_MEMORY.search(message):
+        return EnvironmentFault(
+            "shared memory (/dev/shm) is too small; `docker run --shm-size 1g` gives more, --num_workers 0 needs less"
+        )
+    if worker := DEAD_WORKER.search(f"{error.__cause__} {message}"):
+        return EnvironmentFault(
+            f"a loader worker died ({worker[1] or 'nothing more is known'}); where the memory ran out, a smaller "
+            "--num_workers needs less"
+        )
+    if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(message):
+        return EnvironmentFault(f"out of memory ({one_line(message) or 'nothing more is known'})")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and LOST_PEER.search(message):
+        return EnvironmentFault(f"rank {os.environ.get('RANK', '?')} lost another process")
+    return None
+
+
 def run_script(main: Callable[[Any], Any], config: Any) -> NoReturn:
     """Runs `main(config)` as a script and turns whatever ends it into one line and an exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show must not end a training
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main(config)
     except Interrupted as stop:
         leave(128 + stop.signum, str(stop) if int(os.environ.get("RANK", 0)) == 0 else "")
     except KeyboardInterrupt:
         leave(128 + signal.SIGINT, "interrupted")
-    except SuiteError as error:
-        if config.debug:
-            traceback.print_exc()
-        leave(error.exit_code, "" if error.silent else f"error: {one_line(error)}")
-    except OSError as error:
-        if config.debug:
-            traceback.print_exc()
-        leave(1, f"error: {one_line(error)}")
-    except RuntimeError as error:
-        if config.debug or not (int(os.environ.get("WORLD_SIZE", 1)) > 1 and LOST_PEER.search(str(error))):
+    except Exception as error:
+        known = error if isinstance(error, SuiteError) else as_fault(error)
+        if known is None:
             raise
-        rank = os.environ.get("RANK", "?")
-        leave(
-            1,
-            f"error: rank {rank} lost another process; --resume auto goes on from the last checkpoint",
-        )
+        if config.debug:
+            print(without_secrets(traceback.format_exc()), file=sys.stderr)
+        leave(known.exit_code, "" if known.silent else f"error: {one_line(known)}")
     sys.exit(0)
 
 
@@ -141,7 +174,7 @@ def leave(code: int, line: str) -> NoReturn:
     In a group of processes the interpreter's own shutdown would wait for peers that no longer answer.
     """
     if line:
-        print(line, file=sys.stderr)
+        print(without_secrets(line), file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:

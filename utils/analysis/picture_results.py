@@ -1,6 +1,7 @@
 """What a model says of pictures that are the user's own: probabilities, and where it looks."""
 
 import csv
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,11 @@ from utils.analysis.cam_maps import Cam
 from utils.analysis.overlay import draw_map, overlay
 from utils.analysis.report import render
 from utils.analysis.saved_run import SavedRun
+from utils.analysis.section import open_table
 from utils.checkpoint import ModelConfig
+from utils.errors import one_line
 from utils.figures import GREY, new_figure, shown_name
-from utils.files import replace_file
+from utils.files import replace_file, replacing
 
 PRINTED = 3  # classes on the line of a picture
 DRAWN = 5  # classes with a bar
@@ -71,12 +74,14 @@ def write_results(
     for number, (path, image, row, cam_map) in enumerate(rows, 1):
         order = np.argsort(-row, kind="stable")[:DRAWN]
         classes = [(names[index], float(row[index])) for index in order]
-        figure = f"{number:0{len(str(len(paths)))}d}-{Path(path).stem[:100]}.png"
+        stem = os.fsencode(Path(path).stem)[:100].decode(errors="ignore")  # a name has at most 255 bytes
+        figure = f"{number:0{len(str(len(paths)))}d}-{stem}.png"
         described.append(Described(Path(path), figure, classes, overlay(image, cam_map)))
-        print(f"{path}: " + ", ".join(f"{name} {share:.1%}" for name, share in classes[:PRINTED]))
+        print(one_line(f"{path}: " + ", ".join(f"{name} {share:.1%}" for name, share in classes[:PRINTED])))
     _write_table(folder / "predictions.csv", paths, probabilities, names)
     for picture in tqdm(described, "figures", leave=False, disable=None):
-        picture_figure(picture, cam).savefig(folder / picture.figure)
+        with replacing(folder / picture.figure) as file:
+            picture_figure(picture, cam).savefig(file, format="png")
     page = render(
         "predict.html.jinja",
         run=run,
@@ -86,7 +91,7 @@ def write_results(
         left_out=len(described[PAGE_PICTURES:]),
         side=PAGE_SIDE,
     )
-    replace_file(folder / "predict.html", page.encode())
+    replace_file(folder / "predict.html", page.encode(errors="backslashreplace"))
     print(f"page: {folder / 'predict.html'}")
     return {path: dict(zip(names, row.tolist(), strict=True)) for path, row in zip(paths, probabilities, strict=True)}
 
@@ -118,7 +123,7 @@ def picture_figure(described: Described, cam: Cam) -> Figure:
 
 def _write_table(path: Path, paths: Sequence[str], probabilities: np.ndarray, names: Sequence[str]) -> None:
     """A row for each picture with a column for each class. Not by name: a class may be called `path`."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open_table(path) as file:
         writer = csv.writer(file)
         writer.writerow(["path", "predicted", *names])
         for picture, row in zip(paths, probabilities, strict=True):

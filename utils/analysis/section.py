@@ -2,11 +2,14 @@
 
 import csv
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from matplotlib.figure import Figure
+
+from utils.files import replace_file, replacing
 
 Row = Mapping[str, Any]
 
@@ -35,19 +38,30 @@ class Section:
         pictures = {}
         for name, figure in self.figures.items():
             pictures[name] = folder / f"{name}.png"
-            figure.savefig(pictures[name])
+            with replacing(pictures[name]) as file:
+                figure.savefig(file, format="png")
             figure.set_layout_engine("none")  # laid out once, for both
-            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+            with replacing(folder / f"{name}.svg") as file:
+                figure.savefig(file, format="svg", metadata={"Date": None})
         for name, rows in self.tables.items():
             write_table(folder / f"{name}.csv", rows)
         for name, text in self.texts.items():
-            (folder / f"{name}.txt").write_text(text + "\n", encoding="utf-8")
+            replace_file(folder / f"{name}.txt", f"{text}\n".encode())
         return pictures
 
 
 def write_table(path: Path, rows: Sequence[Row]) -> None:
     """A CSV file with a header; empty where there is no row."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open_table(path) as file:
         writer = csv.DictWriter(file, list(rows[0]) if rows else [])
         writer.writeheader()
         writer.writerows(rows)
+
+
+def open_table(path: Path) -> AbstractContextManager[TextIO]:
+    """A CSV file to write to, from which every cell is read back as it went in.
+
+    So a name that begins with `=` is not changed; like pandas and Python's csv, this leaves it to a spreadsheet to be
+    told that the columns are text. Of a file's name, bytes that are not UTF-8 are written as Python shows them.
+    """
+    return replacing(path, newline="", encoding="utf-8", errors="backslashreplace")
