@@ -41,7 +41,7 @@ train() { # train TOPOLOGY PRECISION RUN [OPTION...]
 }
 
 one_epoch() { # one_epoch TOPOLOGY PRECISION RUN [OPTION...]: has to learn something in it
-    train "$@" --epochs 1 --batch_size 16 --lr 0.02 && "$PYTHON" - "$folder/$3" "$2" "${processes:-1}" <<'EOF'
+    train "$@" --epochs 1 --batch_size 16 --optimizer sgd --lr 0.02 && "$PYTHON" - "$folder/$3" "$2" "${processes:-1}" <<'EOF'
 import json, sys
 from pathlib import Path
 

@@ -28,6 +28,7 @@ OPTIONS = {
     "width": 16,
     "epochs": 3,
     "batch_size": 64,
+    "optimizer": "sgd",
     "lr": 0.1,
     "cutout": 4,
     "checkpoint_every_steps": 5,

@@ -382,7 +382,7 @@ class Launch:
 
 
 def training_options(settings: argparse.Namespace) -> dict[str, Any]:
-    """The suite's defaults, but for the size of things."""
+    """The suite's defaults, but for the size of things and the optimizer, which is that of the bare loop."""
     return {
         "dataset": settings.dataset,
         "data_dir": Path(settings.data_dir).resolve(),
@@ -390,6 +390,7 @@ def training_options(settings: argparse.Namespace) -> dict[str, Any]:
         "width": settings.width,
         "batch_size": settings.batch_size,
         "epochs": 10_000,
+        "optimizer": "sgd",
         "trackers": "none",
     }
 

@@ -24,7 +24,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def digits_run(tmp_path_factory) -> Path:
     """A finished run of a narrow ResNet-18 on the digits at 16 pixels, two epochs. Copy it before writing into it."""
     path = tmp_path_factory.mktemp("runs") / "digits"
-    options = "--dataset digits --width 16 --image_size 16 --epochs 2 --batch_size 64 --lr 0.1 --trackers none"
+    options = (
+        "--dataset digits --width 16 --image_size 16 --epochs 2 --batch_size 64 --optimizer sgd --lr 0.1 "
+        "--schedule onecycle --warmup_fraction 0.25 --horizontal_flip random --trackers none"
+    )
     command = [sys.executable, "train_accelerate.py", *options.split(), "--output_dir", str(path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
