@@ -93,8 +93,8 @@ class ModelConfig:
 def export_model(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
     """Writes config.json and model.safetensors; each is replaced in one step."""
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / WEIGHTS, tensors_to_bytes(weights))
     replace_file(folder / "config.json", config.to_bytes())
+    replace_file(folder / WEIGHTS, tensors_to_bytes(weights))  # last: who finds them finds a whole model
 
 
 def load_model(folder: Path) -> tuple[nn.Module, ModelConfig]:
@@ -261,7 +261,7 @@ def write_checkpoint(root: Path, step: int, files: Mapping[str, bytes], keep: in
         write_durably(
             temporary / MANIFEST, to_json({"format_version": FORMAT_VERSION, "step": step, "files": manifest})
         )
-        if problem := damage(temporary):
+        if problem := damage(temporary, own=True):
             raise OSError(f"{final}: reading back what was written failed: {problem}")
         sync_folder(temporary)
         _recover(root)
@@ -317,10 +317,13 @@ def newest_checkpoint(root: Path, repair: bool = True) -> Path | None:
     return None
 
 
-def damage(folder: Path) -> str | None:
+def damage(folder: Path, own: bool = False) -> str | None:
     """What is wrong with a checkpoint, judged by its manifest; None if nothing is.
 
     Raises UserError where its files are larger than the free memory: it is then neither read nor passed over.
+
+    Args:
+        own: this process has just written it and will not read it into memory.
     """
     try:
         files = _manifest(folder)
@@ -338,7 +341,8 @@ def damage(folder: Path) -> str | None:
         return str(error)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
-    check_memory(sum(sizes.values()), str(folder))
+    if not own:
+        check_memory(sum(sizes.values()), str(folder))
     try:
         for name, entry in files.items():
             if _digest_of_file(folder / name) != entry["sha256"]:
