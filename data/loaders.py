@@ -6,6 +6,7 @@ loader workers and micro-batches, and a resume inside an epoch needs nothing but
 """
 
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import repeat
 from typing import NamedTuple
@@ -20,6 +21,9 @@ from torch.utils.data import Dataset as TorchDataset
 from data.augmentation import Augmentation
 from data.images import ImageFiles, Split
 from data.tensor_augmentation import TensorAugmentation
+from utils.errors import EnvironmentFault, one_line
+
+EVALUATION_BATCH = 500  # images at a time, where nothing is trained
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
@@ -94,15 +98,53 @@ def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return batch
 
 
-def _torch_loader(images: _Images, keys: Iterable, num_workers: int, pin_memory: bool) -> DataLoader:
-    return DataLoader(
-        images,
-        batch_sampler=keys,
-        collate_fn=_as_it_is,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        pin_memory=pin_memory,
-    )
+def _from_worker(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
+    """As tensors through shared memory, or where that is full, as arrays, which torch sends through a pipe.
+
+    Left to torch, a full shared memory is noticed in a thread of the worker, and the batch waited for for ever.
+    """
+    images, labels = batch
+    try:
+        return images.share_memory_(), labels.share_memory_()
+    except RuntimeError:
+        return images.numpy(), labels.numpy()
+
+
+class _TorchLoader:
+    """PyTorch's loader, which also works where /dev/shm is small (64 MB in many containers).
+
+    Args:
+        tells: whether this process says so.
+    """
+
+    def __init__(self, images: _Images, keys: Iterable, num_workers: int, pin_memory: bool, tells: bool):
+        self._tells = tells
+        self._loader = DataLoader(
+            images,
+            batch_sampler=keys,
+            collate_fn=_from_worker if num_workers else _as_it_is,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=pin_memory,
+        )
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Raises EnvironmentFault where the workers cannot be started."""
+        try:
+            batches = iter(self._loader)
+        except OSError as error:  # no room for their semaphores in /dev/shm, no more processes, memory or open files
+            raise EnvironmentFault(
+                f"the loader workers cannot be started ({one_line(error)}); --num_workers 0 does without them"
+            ) from error
+        for images, labels in batches:
+            if self._tells and isinstance(images, np.ndarray):
+                self._tells = False
+                print(
+                    "warning: shared memory (/dev/shm) is too small for the loader workers, so batches take a slower "
+                    "way; `docker run --shm-size 1g` makes it larger",
+                    file=sys.stderr,
+                )
+            yield torch.as_tensor(images), torch.as_tensor(labels)
 
 
 class _Keys:
@@ -130,7 +172,9 @@ class TrainLoader:
         self, split: Split, augmentation: Augmentation, steps: Steps, num_workers: int = 0, pin_memory: bool = False
     ):
         self.steps, self._keys = steps, _Keys(steps)
-        self._loader = _torch_loader(_Images(split, augmentation), self._keys, num_workers, pin_memory)
+        self._loader = _TorchLoader(
+            _Images(split, augmentation), self._keys, num_workers, pin_memory, tells=steps.rank == 0
+        )
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yields this rank's part of each step of an epoch, from first_step on."""
@@ -177,7 +221,7 @@ class EvaluationLoader:
         split: Split,
         rank: int = 0,
         world_size: int = 1,
-        batch_size: int = 500,
+        batch_size: int = EVALUATION_BATCH,
         num_workers: int = 0,
         pin_memory: bool = False,
     ):
@@ -185,7 +229,7 @@ class EvaluationLoader:
         self.count, self.batch_size = len(split), batch_size
         self.rounds = math.ceil(len(batches) / world_size)
         mine = [(0, np.arange(batch.start, batch.stop)) for batch in batches[rank::world_size]]
-        self._loader = _torch_loader(_Images(split), mine, num_workers, pin_memory)
+        self._loader = _TorchLoader(_Images(split), mine, num_workers, pin_memory, tells=rank == 0)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor] | None]:
         given = 0
