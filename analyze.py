@@ -15,6 +15,7 @@ from utils.config import AnalyzeConfig, parse_config
 if __name__ == "__main__":  # --help and mistaken options are answered before the libraries are loaded
     CONFIG = parse_config(AnalyzeConfig, description=__doc__)
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ from utils.analysis.section import Section
 from utils.analysis.setup import Analysis, set_up
 from utils.analysis.tracking import track_analysis
 from utils.errors import run_script, together
-from utils.files import replace_file, to_json
+from utils.files import lock_folder, replace_file, to_json
 from utils.model_summary import describe_model
 from utils.runtime import create_accelerator
 from utils.tracking.tracker import Page
@@ -58,16 +59,19 @@ def main(config: AnalyzeConfig) -> dict:
     Returns the content of summary.json, or the probabilities of each picture (on the main process, elsewhere nothing).
     """
     accelerator = create_accelerator(default_precision=trained_precision(Path(config.run)))
-    with together(accelerator):
-        analysis = set_up(config, accelerator)
-    predictions = predict_split(analysis, analysis.test, "predicting") if config.predict else predict_test(analysis)
-    inputs = find_inputs(analysis, predictions)
-    results = {}
-    with together(accelerator):
-        if accelerator.is_main_process and config.predict:
-            results = describe_pictures(analysis, predictions)
-        elif accelerator.is_main_process:
-            results = write_results(analysis, predictions, inputs)
+    with contextlib.ExitStack() as held:
+        with together(accelerator):
+            analysis = set_up(config, accelerator)
+            if accelerator.is_main_process:
+                held.enter_context(lock_folder(analysis.folder))
+        predictions = predict_split(analysis, analysis.test, "predicting") if config.predict else predict_test(analysis)
+        inputs = find_inputs(analysis, predictions)
+        results = {}
+        with together(accelerator):
+            if accelerator.is_main_process and config.predict:
+                results = describe_pictures(analysis, predictions)
+            elif accelerator.is_main_process:
+                results = write_results(analysis, predictions, inputs)
     accelerator.end_training()
     return results
 

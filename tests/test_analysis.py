@@ -31,7 +31,7 @@ FIGURES = ("curves", "lr", "misclassified", "gradcam", "confusion_matrix", "cali
 FILES = {
     *(f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")),
     *("report.html", "per_class.csv", "mistakes.csv", "label_issues.csv", "model_summary.txt", "summary.json"),
-    *("predictions.npz", "predictions.json"),
+    *("predictions.npz", "predictions.json", ".lock"),
 }
 KEYS = {
     *("accuracy", "accuracy_interval_95", "count", "loss", "expected_calibration_error", "per_class", "most_confused"),

@@ -57,7 +57,7 @@ def test_no_data_set_is_needed_and_no_report_is_written(run, pictures, capsys):
     assert [path.name for path in (run / "analysis").iterdir()] == ["predict"]
     assert not (run / "wandb").exists()
     figures = {f"{number}-{number - 1}.png" for number in range(1, COUNT + 1)}
-    assert {path.name for path in folder.iterdir()} == {"predictions.csv", "predict.html", *figures}
+    assert {path.name for path in folder.iterdir()} == {"predictions.csv", "predict.html", ".lock", *figures}
     with open(folder / "predictions.csv", newline="") as file:
         header, *rows = csv.reader(file)
     assert header == ["path", "predicted", *map(str, range(10))]
