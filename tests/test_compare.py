@@ -102,9 +102,9 @@ def test_of_many_classes_those_that_differ_most_are_drawn():
     labels = np.arange(1000) % 100
     right = np.where(np.arange(1000) < 10 * labels, labels, (labels + 1) % 100)
     found = compare(predictions(labels, right, 100), predictions(labels, (labels + 1) % 100, 100))
-    axes = recall_figure(per_class(found, labels, classes), ("this", "other")).axes[0]
-    assert len(axes.patches) == 30
-    assert "30 of 100 classes" in axes.get_title()
+    figure = recall_figure(per_class(found, labels, classes), ("this", "other"))
+    assert len(figure.axes[0].patches) == 30
+    assert "30 of 100 classes" in figure.get_suptitle()
 
 
 def test_times_are_those_of_training_alone(digits_run):

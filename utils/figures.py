@@ -1,6 +1,7 @@
 """What the figures share: matplotlib without global state, and colours that the colour-blind can tell apart (Okabe and
 Ito 2008) and that mean the same everywhere."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -8,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+# A sign that the font lacks is seen in the figure; a warning for each would hide what matters.
+warnings.filterwarnings("ignore", message="Glyph .* missing from font")
 DPI = 200
 COLOURS = {"train": "#0072B2", "validation": "#009E73", "test": "#D55E00"}
 GREY = "0.45"

@@ -259,7 +259,7 @@ def recall_figure(rows: Sequence[Row], names: Sequence[str]) -> Figure:
     axes.margins(y=0.01)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0")
     chosen = f"the {len(shown)} of {len(known)} classes that differ most" if len(shown) < len(known) else "each class"
-    axes.set_title(f"Recall of {chosen}:\n{shown_name(names[0], 30)} less {shown_name(names[1], 30)}")
+    figure.suptitle(f"Recall of {chosen}:\n{shown_name(names[0], 30)} less {shown_name(names[1], 30)}")
     axes.set_xlabel("percentage points, with 95 % interval; below 0 this run is worse")
     axes.grid(alpha=0.3, axis="x")
     return figure

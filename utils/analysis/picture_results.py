@@ -1,7 +1,6 @@
 """What a model says of pictures that are the user's own: probabilities, and where it looks."""
 
 import csv
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +73,8 @@ def write_results(
     for number, (path, image, row, cam_map) in enumerate(rows, 1):
         order = np.argsort(-row, kind="stable")[:DRAWN]
         classes = [(names[index], float(row[index])) for index in order]
-        stem = os.fsencode(Path(path).stem)[:100].decode(errors="ignore")  # a name has at most 255 bytes
+        readable = "".join(letter if letter.isprintable() else "_" for letter in Path(path).stem)
+        stem = readable.encode()[:100].decode(errors="ignore")  # a name has at most 255 bytes
         figure = f"{number:0{len(str(len(paths)))}d}-{stem}.png"
         described.append(Described(Path(path), figure, classes, overlay(image, cam_map)))
         print(one_line(f"{path}: " + ", ".join(f"{name} {share:.1%}" for name, share in classes[:PRINTED])))
