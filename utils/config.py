@@ -532,8 +532,8 @@ def _checked_text(spec: dataclasses.Field, value: str | list[str]) -> str | list
             raise UserError(f"{spec.name}: {text!r} is not allowed; it must not be empty")
         if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
             raise UserError(f"{spec.name}: {_shown(text)} is not allowed; it must be text in UTF-8 without NUL")
-    if spec.name in FOLDERS:
-        return os.path.expanduser(value)
+    if isinstance(value, str):
+        return os.path.expanduser(value) if spec.name in FOLDERS else value
     return [os.path.expanduser(name) for name in value] if spec.name == "predict" else value
 
 
