@@ -31,6 +31,7 @@ FILES = {"trainer.json": b'{"step": 1}', "model.safetensors": bytes(range(256)) 
 
 
 def write(root: Path, *steps: int, keep: int = 10) -> list[Path]:
+    root.parent.mkdir(exist_ok=True)
     return [write_checkpoint(root, step, {**FILES, "step": str(step).encode()}, keep) for step in steps]
 
 

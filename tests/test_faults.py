@@ -37,8 +37,8 @@ from utils.config import AnalyzeConfig, TrainConfig
 from utils.errors import UserError, run_script
 from utils.files import LOCK, lock_folder
 
-# Of 90 steps, each of a few milliseconds; without end where the test ends it.
-OPTIONS = {"image_size": 8, "batch_size": 32, "epochs": 2, "checkpoint_every_steps": 5, "keep_checkpoints": 3}
+# Of 45 steps, each of some milliseconds; without end where the test ends it.
+OPTIONS = {"image_size": 8, "batch_size": 32, "epochs": 1, "checkpoint_every_steps": 5, "keep_checkpoints": 3}
 ENDLESS = OPTIONS | {"epochs": 1000}
 BY_WORKERS = ENDLESS | {"augment_backend": "albumentations", "num_workers": 2}
 
@@ -271,7 +271,7 @@ def test_each_line_of_a_full_disk_says_how_to_go_on_and_it_is_so(unbroken, machi
     assert f"(step {kept})" in lines(log, "resumed from ")[0]
     (line,) = lines(log, "error: ")
     assert line.startswith(f"error: [Errno 28] No space left on device: '{disk}/run/model/")
-    assert line.endswith("; the same command goes on from step-000090")
+    assert line.endswith("; the same command goes on from step-000045")
     filler.unlink()
     assert run(*machine.within(train_script), config) == [0]
     assert outcome(seen / "run") == outcome(unbroken)
@@ -318,7 +318,7 @@ def test_a_folder_that_is_removed_is_made_anew(unbroken, tmp_path, removed):
     else:
         assert lines(log, "warning") == []
     assert found == expected
-    assert open_run(folder).summary["steps"] == 90
+    assert open_run(folder).summary["steps"] == 45
 
 
 # -- the clock --------------------------------------------------------------------------------------------------------
@@ -343,7 +343,7 @@ def test_a_clock_that_is_set_back_and_forward_changes_nothing(unbroken, tmp_path
     started = time.monotonic()
     with open(log, "w") as output:
         process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=output)
-    for steps, jump in [(10, "-30d"), (30, "+400d")]:
+    for steps, jump in [(10, "-30d"), (25, "+400d")]:
         while logged_steps(folder) < steps and process.poll() is None:
             time.sleep(0.02)
         clock.write_text(jump)

@@ -247,14 +247,15 @@ def _check_header_size(start: bytes, source: Path) -> None:
 def write_checkpoint(root: Path, step: int, files: Mapping[str, bytes], keep: int) -> Path:
     """Writes root/step-<step> from file contents and deletes all but the newest `keep` checkpoints.
 
-    Raises OSError (disk full, read-only) and leaves what was there before.
+    Raises OSError (disk full, read-only, no folder to make root in) and leaves what was there before.
     """
     final = root / f"step-{step:06d}"
     temporary, aside = root / f".{final.name}.tmp", root / f".{final.name}.old"
     for left_over in root.glob(".step-*.tmp"):  # of a run that was killed while it wrote
         shutil.rmtree(left_over, ignore_errors=True)
     try:
-        temporary.mkdir(parents=True)
+        root.mkdir(exist_ok=True)
+        temporary.mkdir()
         manifest = {name: {"size": len(content), "sha256": _digest(content)} for name, content in files.items()}
         for name, content in files.items():
             write_durably(temporary / name, content)
