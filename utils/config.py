@@ -62,6 +62,7 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+@dataclass
 class Config:
     """Checks every field's type and range; raises UserError naming the option, the value and what is allowed.
 
@@ -69,7 +70,7 @@ class Config:
     """
 
     def __post_init__(self) -> None:
-        for spec in dataclasses.fields(self):  # type: ignore[arg-type]
+        for spec in dataclasses.fields(self):
             value, low, high = getattr(self, spec.name), spec.metadata["low"], spec.metadata["high"]
             if not _fits(value, spec.type):
                 raise UserError(_not_allowed(spec, value))
@@ -332,7 +333,7 @@ def parse_config(kind: type[AnyConfig], argv: Sequence[str] | None = None, descr
 
 def read_config(kind: type[AnyConfig], argv: Sequence[str], description: str = "") -> AnyConfig:
     """As parse_config, but raises UserError."""
-    specs = {spec.name: spec for spec in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    specs = {spec.name: spec for spec in dataclasses.fields(kind)}
     files, words = _split(argv)
     values: dict[str, Any] = {}
     for path in files:
@@ -364,7 +365,7 @@ def build_parser(kind: type[Config], description: str = "") -> ArgumentParser:
 
     A value that is none of its option's type comes as it was typed, and is refused by the config.
     """
-    specs = {spec.name: spec for spec in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    specs = {spec.name: spec for spec in dataclasses.fields(kind)}
     parser = Parser(
         specs,
         usage=f"%(prog)s {'RUN ' if kind is AnalyzeConfig else ''}[--config FILE.yaml] [--OPTION VALUE ...]",
@@ -376,7 +377,7 @@ def build_parser(kind: type[Config], description: str = "") -> ArgumentParser:
     )
     groups: dict[str, Any] = {}
     for spec in specs.values():
-        default = spec.default if spec.default is not MISSING else spec.default_factory()
+        default = spec.default if spec.default_factory is MISSING else spec.default_factory()
         help_line = _help_line(spec, default).replace("%", "%%")
         if kind is AnalyzeConfig and spec.name == "run":
             parser.add_argument("run", help=help_line)
