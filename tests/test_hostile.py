@@ -19,7 +19,7 @@ import struct
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -139,12 +139,15 @@ def find_everything(config: AnalyzeConfig) -> tuple:
     return analysis, predictions, find_inputs(analysis, predictions)
 
 
-opened: list[tuple[str, str]] | None = None
+opened: list[tuple[str, int]] | None = None
 
 
 def note_opened(event: str, arguments: tuple) -> None:
-    if opened is not None and event == "open" and isinstance(arguments[0], str):
-        opened.append((arguments[0], arguments[1] or ""))
+    """Notes path and inode of every file that is opened to be read."""
+    if opened is None or event != "open" or not isinstance(arguments[0], str) or arguments[1] not in ("r", "rb"):
+        return
+    with suppress(OSError):
+        opened.append((os.path.realpath(arguments[0]), os.stat(arguments[0]).st_ino))
 
 
 sys.addaudithook(note_opened)
@@ -159,9 +162,9 @@ def resume(run: Path, **changes) -> None:
 def read(complete, tmp_path_factory) -> set[str]:
     """The kinds of files that a resume, an analysis with everything, and the loading of the model read."""
     global opened
-    folder = tmp_path_factory.mktemp("read")
+    folder = tmp_path_factory.mktemp("read").resolve()
     run, other = (Path(shutil.copytree(complete, folder / name, symlinks=True)) for name in ("run", "other"))
-    before = {(run / path).stat().st_ino: kind_of(path) for path in files_of(run)}
+    before = {(str(run / path), (run / path).stat().st_ino): kind_of(path) for path in files_of(run)}
     opened = []
     try:
         with pytest.MonkeyPatch.context() as patch:
@@ -169,13 +172,9 @@ def read(complete, tmp_path_factory) -> set[str]:
             analyze.look(*find_everything(AnalyzeConfig(run=str(run), full=True, compare=str(other))))
         resume(run)
         ImageClassifier.from_pretrained(run / "model")
-        found = [Path(path) for path, mode in opened if "r" in mode and "+" not in mode]
+        return {before[file] for file in opened if file in before}  # what was written since has another inode
     finally:
         opened = None
-    # What was opened lies in the folder; a file that was written since has another inode.
-    again = {path.stat().st_ino for path in found if path.is_file()}
-    gone = {kind_of(path.relative_to(run)) for path in found if path.is_relative_to(run)}
-    return {kind for inode, kind in before.items() if inode in again} | gone
 
 
 def test_the_list_of_files_is_complete(complete, read):
