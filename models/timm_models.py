@@ -94,7 +94,11 @@ def _built(name: str, arguments: Mapping[str, int] | None = None) -> nn.Module:
 
 def _init_parameters(kind: type) -> set[str]:
     """Names of the arguments that a class and those that it is derived from take."""
-    return {name for base in kind.__mro__ for name in inspect.signature(base.__init__).parameters}
+    return {
+        name
+        for base in kind.__mro__
+        for name in inspect.signature(base.__init__).parameters  # type: ignore[misc]
+    }
 
 
 def _strides(model: nn.Module) -> list[int]:

@@ -77,7 +77,7 @@ def model_card(
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-    result = {
+    result: dict[str, Any] = {
         "task_type": "image-classification",
         "dataset_type": data.hub_name or data.name,
         "dataset_name": data.description,
