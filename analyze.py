@@ -112,7 +112,8 @@ def explain(analysis: Analysis, predictions: Predictions) -> Section:
 def describe_pictures(analysis: Analysis, predictions: Predictions) -> dict:
     """What the model says of the user's pictures, and what speaks for that."""
     pictures, cam = analysis.test, analysis.cams.chosen[0]
-    maps = class_maps(analysis.model, cam, as_inputs(analysis, pictures.images), predictions.classes.tolist())
+    inputs = as_inputs(analysis, np.asarray(pictures.images))
+    maps = class_maps(analysis.model, cam, inputs, predictions.classes.tolist())
     return picture_results.write_results(
         analysis.folder, analysis.run, analysis.model_config, pictures, predictions.probabilities, cam, maps
     )

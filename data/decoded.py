@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -28,7 +29,7 @@ def decode_once(
     sources: Sequence[str],
     shape: tuple[int, ...],
     dtype: np.dtype | type | str,
-    decode: Callable[[], Sequence],
+    decode: Callable[[], Any],
 ) -> np.ndarray:
     """The array that `decode()` returns, from the file of an earlier call if there is one.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -26,10 +26,10 @@ THREADS_PAY_FROM = 8 * 1024
 
 
 class Images(Protocol):
-    """Images by position: each uint8, (size, size, 3), RGB."""
+    """Images by position: each uint8, (size, size, 3), RGB. In memory, several positions give an array of them."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> np.ndarray: ...
+    def __getitem__(self, index: Any, /) -> np.ndarray: ...
 
 
 class ImageFiles:
@@ -44,7 +44,7 @@ class ImageFiles:
     def __getitem__(self, index: int) -> np.ndarray:
         return read_image(self.paths[index], self.size)
 
-    def decode(self, indices: Sequence[int], block: int = 64) -> np.ndarray:
+    def decode(self, indices: Sequence[int] | np.ndarray, block: int = 64) -> np.ndarray:
         """The images at these positions as one array, uint8 (n, size, size, 3)."""
         decoded = np.empty((len(indices), self.size, self.size, 3), np.uint8)
 
@@ -98,7 +98,7 @@ class Split:
         elif isinstance(images, Selected):
             chosen = Selected(images.array, images.indices[indices])
         else:
-            chosen = Selected(images, indices)
+            chosen = Selected(np.asarray(images), indices)
         return Split(chosen, self.labels[indices], paths)
 
     def in_memory(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -107,7 +107,7 @@ class Split:
             return None
         if isinstance(self.images, Selected):
             return self.images.array, self.images.indices
-        return self.images, np.arange(len(self.images))
+        return np.asarray(self.images), np.arange(len(self.images))
 
 
 def read_image(path: str | Path, size: int) -> np.ndarray:

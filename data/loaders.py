@@ -7,9 +7,9 @@ loader workers and micro-batches, and a resume inside an epoch needs nothing but
 
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
 
     images: Tensor
     labels: Tensor
-    count: int
+    count: int  # type: ignore[assignment] # tuples have a method of that name
     global_count: int
 
 
@@ -119,10 +119,11 @@ class _TorchLoader:
 
     def __init__(self, images: _Images, keys: Iterable, num_workers: int, pin_memory: bool, tells: bool):
         self._tells = tells
+        collate: Callable[[Any], Any] = _from_worker if num_workers else _as_it_is
         self._loader = DataLoader(
             images,
             batch_sampler=keys,
-            collate_fn=_from_worker if num_workers else _as_it_is,
+            collate_fn=collate,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
@@ -192,7 +193,10 @@ class DeviceLoader:
 
     def __init__(self, split: Split, augmentation: TensorAugmentation, steps: Steps, device: torch.device):
         self.steps, self.augmentation, self.device = steps, augmentation, device
-        images, places = split.in_memory()
+        held = split.in_memory()
+        if held is None:
+            raise ValueError("the images are not in memory")
+        images, places = held
         self.images, self.places = torch.from_numpy(images).to(device), torch.from_numpy(places).to(device)
         self.labels = torch.from_numpy(split.labels).to(device)
 

@@ -70,7 +70,8 @@ def model_arguments(config: TrainConfig, image_size: int) -> dict[str, Any]:
 
 def classifier(model: nn.Module) -> nn.Module:
     """The layer that makes the logits of an image from its features."""
-    if not hasattr(model, "get_classifier"):
-        return model.fc
-    found = model.get_classifier()
+    given: Any = model
+    if not hasattr(given, "get_classifier"):
+        return given.fc
+    found = given.get_classifier()
     return found[0] if isinstance(found, tuple) else found  # distilled transformers have one for each of two tokens

@@ -114,8 +114,10 @@ def test_analysis_takes_the_run_as_its_argument():
 
 
 @pytest.mark.parametrize(
-    "name", ["true", "5", "1e3", "-2E+5", "a: b", "é ü", "[x]", "2024-01-01", "{a: 1}", "yes", "'q'", "a\nb", "null", "#1", "~x"]
-)
+    "name",
+    ["true", "5", "1e3", "-2E+5", "a: b", "é ü", "[x]", "2024-01-01", "{a: 1}", "yes", "'q'", "a\nb", "null", "#1",
+     "~x"],
+)  # fmt: skip
 def test_written_config_repeats_the_run(tmp_path, name):
     config = TrainConfig(
         dataset="digits", lr="auto", run_name=name,

@@ -68,7 +68,7 @@ def keep(folder: Path, name: str, fingerprint: Mapping[str, Any], arrays: Arrays
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").unlink(missing_ok=True)
     with replacing(folder / f"{name}.npz") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **dict[str, Any](arrays))
     replace_file(folder / f"{name}.json", to_json(fingerprint))
 
 

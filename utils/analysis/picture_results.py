@@ -69,7 +69,8 @@ def write_results(
     """
     names, paths = model_config.class_names, pictures.paths
     described = []
-    rows = zip(paths, pictures.images, probabilities, maps, strict=True)
+    images = map(pictures.images.__getitem__, range(len(paths)))
+    rows = zip(paths, images, probabilities, maps, strict=True)
     for number, (path, image, row, cam_map) in enumerate(rows, 1):
         order = np.argsort(-row, kind="stable")[:DRAWN]
         classes = [(names[index], float(row[index])) for index in order]

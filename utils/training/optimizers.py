@@ -1,6 +1,6 @@
 """Optimizers by name, and their state by parameter name."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import get_args
 
 import torch
@@ -39,7 +39,7 @@ def create_optimizer(
     norm_biases = {
         id(module.bias) for module in model.modules() if isinstance(module, NORM_LAYERS) and module.bias is not None
     }
-    spared = getattr(model, "no_weight_decay", tuple)()
+    spared: Collection[str] = getattr(model, "no_weight_decay", tuple)()
     groups: dict[tuple, dict] = {}
     for full_name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -87,7 +87,8 @@ def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tenso
 
 def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Puts back what optimizer_tensors gave. Raises UserError for what this optimizer does not keep of this model."""
-    parameters, kept = dict(model.named_parameters()), _kept(optimizer)
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    kept = _kept(optimizer)
     optimizer.state.clear()
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition("/")
@@ -97,7 +98,7 @@ def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Mapp
         # Same memory layout as the parameter; scalars such as AdamW's step stay where torch keeps them.
         value = tensor.clone() if key == STEP else torch.empty_like(parameter).copy_(tensor)
         optimizer.state[parameter][key] = value.to(parameter.device) if optimizer.defaults.get("fused") else value
-    for name, parameter in parameters.items():
+    for name, parameter in model.named_parameters():
         missing = kept.get(parameter, set()) - optimizer.state.get(parameter, {}).keys()
         if missing and parameter in optimizer.state:
             raise UserError(f"resume: the optimizer state {name}/{min(missing)} is missing")
