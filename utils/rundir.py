@@ -203,13 +203,13 @@ class RunDirectory:
     def _hold(self) -> None:
         """Makes the folder anew, with its lock, where somebody has removed or moved it."""
         path = self.path / LOCK
-        if self._lock is None or (path.exists() and os.fstat(self._lock.fileno()).st_nlink):
-            return
-        self.path.mkdir(parents=True, exist_ok=True)
-        removed, self._lock = self._lock, lock_folder(self.path)
-        removed.close()
-        self._warn(f"{path} was removed; what is missing in the folder is written anew, but for lines of metrics.jsonl")
-        self._write_identity(self._identity)
+        if self._lock and not (path.exists() and os.fstat(self._lock.fileno()).st_nlink):
+            self.path.mkdir(parents=True, exist_ok=True)
+            removed, self._lock = self._lock, lock_folder(self.path)
+            removed.close()
+            self._warn(f"{path} was removed; what is missing there is written anew, but for lines of metrics.jsonl")
+        if not (self.path / "config.yaml").exists():
+            self._write_identity(self._identity)
 
     def _warn(self, text: str) -> None:
         print(f"warning: {text}", file=sys.stderr)
