@@ -13,7 +13,9 @@ from typing import Any
 from utils.config import TrainConfig
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["train_accelerate", "torch.distributed"])
+# The program itself, and what every training imports on its way.
+LATER = ["sklearn.datasets", "sklearn.model_selection", "scipy.stats", "huggingface_hub.repocard"]
+CONTEXT.set_forkserver_preload(["train_accelerate", "torch.distributed", *LATER])
 
 TINY = {
     "dataset": "digits",
