@@ -313,17 +313,17 @@ def test_range_test_leaves_no_trace_in_the_training(finished, tmp_path):
 
 @pytest.mark.slow
 def test_suggested_rate_is_stable_and_as_good_as_the_recipes(tmp_path):
-    """On digits: three seeds within a factor of 2, and at most 1 point under the rate that was chosen by hand."""
+    """On digits: two seeds within a factor of 2, and at most 1 point under the rate that was chosen by hand."""
     accuracy: dict[object, list[float]] = {"auto": [], 0.1: []}
     suggested = []
-    for seed in range(3):
+    for seed in range(2):
         for rate in accuracy:
             summary = main(tiny_config(tmp_path / f"{rate}-{seed}", lr=rate, seed=seed, cutout=0, epochs=4))
             accuracy[rate].append(summary["test_accuracy"])
             if rate == "auto":
                 suggested.append(summary["learning_rate"])
     assert max(suggested) <= 2 * min(suggested)
-    assert sum(accuracy["auto"]) / 3 >= sum(accuracy[0.1]) / 3 - 0.01
+    assert sum(accuracy["auto"]) / 2 >= sum(accuracy[0.1]) / 2 - 0.01
 
 
 def test_range_test_without_any_finite_loss_is_one_clear_error():
