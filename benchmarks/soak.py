@@ -22,6 +22,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from utils.figures import new_figure
+from utils.files import LOCK
 from utils.metrics import MetricsFile
 
 MEASURES = {"memory_mib": "memory, MiB", "files": "open files", "threads": "threads", "images_per_second": "images/s"}
@@ -31,7 +32,7 @@ WARM_UP = 300  # seconds that the trend leaves out: allocators and caches fill
 def trainer_of(run: Path) -> psutil.Process:
     """The process that trains in the folder."""
     try:
-        return psutil.Process(int(re.match(r"process (\d+) ", (run / ".lock").read_text()).group(1)))
+        return psutil.Process(int(re.match(r"process (\d+) ", (run / LOCK).read_text()).group(1)))
     except (OSError, AttributeError, psutil.NoSuchProcess):
         sys.exit(f"nothing trains in {run}")
 

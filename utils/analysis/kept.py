@@ -94,10 +94,8 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     """
     size = check_size(path, most=None)
     with open(path, "rb") as file:
-        file.seek(max(0, size - 42))
-        tail = file.read().rjust(
-            42, b"\0"
-        )  # perhaps the record of a large archive, then the one that ends every archive
+        file.seek(max(0, size - 42))  # perhaps the record of a large archive, then the one that ends every archive
+        tail = file.read().rjust(42, b"\0")
     if tail[:4] == b"PK\6\7" or tail[20:24] != b"PK\5\6" or int.from_bytes(tail[32:36], "little") > LONGEST_DIRECTORY:
         raise ValueError("the list of contents is too long")
     with ZipFile(path) as archive:
