@@ -6,7 +6,6 @@ What it prints can be kept in a file that ~/.bashrc or ~/.zshrc reads. The scrip
 stand on the line, after `python` as after `accelerate launch` and its options.
 """
 
-import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -82,7 +81,7 @@ def completion_script(shell: str) -> str:
 
 
 def main() -> None:
-    parser = Parser({}, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser({}, description=__doc__)
     parser.add_argument("shell", choices=list(DISPATCH))
     try:
         print(completion_script(parser.parse_args().shell))

@@ -15,15 +15,18 @@ import reprlib
 import sys
 import types
 import typing
-from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
+from argparse import Action, RawDescriptionHelpFormatter
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field
-from functools import partial
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 import yaml
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_loader
+from jsonargparse.typing import register_type
 
 from utils.errors import UserError, did_you_mean, nearest, one_line
 from utils.files import replace_file
@@ -333,14 +336,20 @@ def parse_config(kind: type[AnyConfig], argv: Sequence[str] | None = None, descr
 
 def read_config(kind: type[AnyConfig], argv: Sequence[str], description: str = "") -> AnyConfig:
     """As parse_config, but raises UserError."""
-    specs = {spec.name: spec for spec in dataclasses.fields(kind)}
     files, words = _split(argv)
+    texts = {path: _read(path) for path in files}
+    headers = [f"\n\n{path}:\n{header}" for path, text in texts.items() if (header := _header(text))]
+    parser = build_parser(kind, description + "".join(headers))
     values: dict[str, Any] = {}
     for path in files:
-        text = _read(path)
-        values |= _options(text, path, specs)
-        description += f"\n\n{path}:\n{header}" if (header := _header(text)) else ""
-    given = vars(build_parser(kind, description).parse_args(words))
+        values |= _options(texts[path], path, parser)
+    for word in itertools.takewhile(lambda word: word != "--", words):
+        if match := re.match(r"--([^=]*[.+][^=]*)", word):  # jsonargparse: a part of an option, an entry for a list
+            raise UserError(_unknown(match[1], parser.specs))
+    try:
+        given = parser.parse_args(words, defaults=False).as_dict()
+    except UserError as error:
+        raise UserError(_explain(str(error), parser, words)) from error
     print_config = given.pop("print_config", False)
     config = kind(**(values | given))
     if print_config:
@@ -349,46 +358,76 @@ def read_config(kind: type[AnyConfig], argv: Sequence[str], description: str = "
     return config
 
 
+class Whole(int):
+    """Of a whole number: it is read as Python writes it, since YAML takes 1:30 for 90."""
+
+
+class Real(float):
+    """Of a number: as Whole; a whole number is one too."""
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no word")
+    return value
+
+
+register_type(Whole, deserializer=lambda word: int(_word(word)), type_check=lambda value, _: type(value) is int)
+register_type(
+    Real, deserializer=lambda word: float(_word(word)), type_check=lambda value, _: type(value) in (int, float)
+)
+set_loader("word", lambda word: word)  # a word is what its option's type makes of it; as YAML, #1 would be null
+
+
+class Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Shows the description and the options' lines as they are written."""
+
+    def _get_help_string(self, action: Action) -> str:
+        return action.help or ""
+
+
 class Parser(ArgumentParser):
     """Raises UserError instead of printing its usage."""
 
     def __init__(self, specs: dict[str, dataclasses.Field], **settings: Any):
-        super().__init__(**settings)
+        super().__init__(allow_abbrev=False, formatter_class=Help, parser_mode="word", print_config=None, **settings)
         self.specs = specs
 
-    def error(self, message: str) -> NoReturn:
-        raise UserError(_explain(message, self.specs))
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(one_line(message)) from ex
+
+    def typed(self, name: str, value: Any) -> Any:
+        """A value out of a file as one of its option's type; the value itself where it is none, or text already."""
+        if isinstance(value, str) and (str in _members(self.specs[name].type) or self.specs[name].metadata["words"]):
+            return value
+        words = Namespace(run="") if "run" in self.specs else None  # required, and never missing on the command line
+        with contextlib.suppress(UserError):
+            return self.parse_object({name: value}, words, defaults=False)[name]
+        return value
 
 
-def build_parser(kind: type[Config], description: str = "") -> ArgumentParser:
-    """The command line of a script; its namespace has the options that are given, and no others.
-
-    A value that is none of its option's type comes as it was typed, and is refused by the config.
-    """
-    specs = {spec.name: spec for spec in dataclasses.fields(kind)}
+def build_parser(kind: type[Config], description: str = "") -> Parser:
+    """The command line of a script; without its defaults, the namespace has the options that are given alone."""
     parser = Parser(
-        specs,
+        {spec.name: spec for spec in dataclasses.fields(kind)},
         usage=f"%(prog)s {'RUN ' if kind is AnalyzeConfig else ''}[--config FILE.yaml] [--OPTION VALUE ...]",
         description=description.replace("%", "%%"),
         epilog="TAB completes options and their values after: " + ACTIVATE_COMPLETION,
-        argument_default=SUPPRESS,
-        allow_abbrev=False,
-        formatter_class=RawDescriptionHelpFormatter,
     )
     groups: dict[str, Any] = {}
-    for spec in specs.values():
+    for spec in parser.specs.values():
         default = spec.default if spec.default_factory is MISSING else spec.default_factory()
         help_line = _help_line(spec, default).replace("%", "%%")
         if kind is AnalyzeConfig and spec.name == "run":
-            parser.add_argument("run", help=help_line)
+            parser.add_argument("run", type=str, help=help_line)
             continue
         name = spec.metadata["group"]
         group = groups.get(name) or groups.setdefault(name, parser.add_argument_group(name))
-        extra: dict[str, Any] = {"type": partial(_from_word, kind=spec.type)}
+        extra: dict[str, Any] = {"type": _type_of_word(spec.type)}
         if spec.type is bool:
             extra |= {"nargs": "?", "const": True}
         if spec.metadata["words"]:
-            extra = {"nargs": "+"}
+            extra = {"type": str, "nargs": "+"}
         group.add_argument(f"--{spec.name}", help=help_line, metavar=_metavar(spec), **extra)
     parser.add_argument(
         "--config",
@@ -466,7 +505,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _options(text: str, path: str, specs: dict[str, dataclasses.Field]) -> dict[str, Any]:
+def _options(text: str, path: str, parser: Parser) -> dict[str, Any]:
     """The values in a YAML file's text, each of its option's type. Raises UserError naming the file."""
     try:
         content = yaml.load(text, _Loader)
@@ -479,14 +518,11 @@ def _options(text: str, path: str, specs: dict[str, dataclasses.Field]) -> dict[
         raise UserError(f"config: {path} holds no options; it must be a YAML file of lines `option: value`")
     values = {}
     for name, value in content.items():
-        if name not in specs:
-            raise UserError(f"{_unknown(str(name), specs)} (in {path})")
-        kind = specs[name].type
-        if isinstance(value, str) and str not in _members(kind) and not specs[name].metadata["words"]:
-            value = _from_word(value, kind)  # YAML takes 1e-3 for text
-        if not _fits(value, kind):
-            raise UserError(f"{_not_allowed(specs[name], value)} (in {path})")
-        values[name] = value
+        if name not in parser.specs:
+            raise UserError(f"{_unknown(str(name), parser.specs)} (in {path})")
+        values[name] = parser.typed(name, value)
+        if not _fits(values[name], parser.specs[name].type):
+            raise UserError(f"{_not_allowed(parser.specs[name], values[name])} (in {path})")
     return values
 
 
@@ -509,21 +545,19 @@ def _header(text: str) -> str:
 # -- values -----------------------------------------------------------------------------------------------------------
 
 
-def _from_word(word: str, kind: Any) -> Any:
-    """A word of the command line as a value of an option's type; the word itself where it is none."""
-    members = _members(kind)
+def _type_of_word(kind: Any) -> Any:
+    """What reads a word of the command line for a field of this type."""
     if typing.get_origin(kind) is list:
-        names = (name.strip("'\" ") for name in re.split(r"[,\s]+", word.strip("[] ")))
-        return [name for name in names if name]
-    if word == "null" and type(None) in members:
-        return None
-    if bool in members:
-        return {"true": True, "false": False}.get(word.lower(), word)
-    for number in (int, float):
-        if number in members:
-            with contextlib.suppress(ValueError):
-                return number(word)
-    return word
+        return _names
+    return reduce(or_, ({int: Whole, float: Real}.get(member, member) for member in _members(kind)))
+
+
+def _names(value: Any) -> Any:
+    """`a`, `a,b` or `[a, b]` as a list of names; what is no word as it is."""
+    if not isinstance(value, str):
+        return value
+    names = (name.strip("'\" ") for name in re.split(r"[,\s]+", value.strip("[] ")))
+    return [name for name in names if name]
 
 
 def _checked_text(spec: dataclasses.Field, value: str | list[str]) -> str | list[str]:
@@ -642,9 +676,13 @@ def _help_line(spec: dataclasses.Field, default: Any) -> str:
     return spec.metadata["help"] + (f" ({text})" if text else "")
 
 
-def _explain(message: str, specs: dict[str, dataclasses.Field]) -> str:
-    """argparse's message as one line that names the option and what is allowed."""
-    message = one_line(message)
+def _explain(message: str, parser: Parser, words: Sequence[str]) -> str:
+    """The parser's message as a line that names the option, its word and what is allowed."""
+    specs = parser.specs
+    if match := re.search(r'^Parser key "(\w+)":', message):
+        spec = specs[match[1]]
+        wrong = (word for word in _given(spec.name, words) if not _fits(parser.typed(spec.name, word), spec.type))
+        return _not_allowed(spec, next(wrong))
     if match := re.search(r"argument --(\w+): expected |arguments are required: (\w+)", message):
         name = match[1] or match[2]
         return f"{name}: the value is missing" + (f"; it must be {_allowed_text(specs[name])}" if name in specs else "")
@@ -653,3 +691,12 @@ def _explain(message: str, specs: dict[str, dataclasses.Field]) -> str:
     if match := re.search(r"unrecognized arguments:(.*)", message):
         return f"{match[1].strip() or repr('')}: unexpected argument; options are written --name value"
     return message
+
+
+def _given(name: str, words: Sequence[str]) -> Iterator[str]:
+    """The words that are given to an option."""
+    for word, after in itertools.pairwise([*words, ""]):
+        if word == f"--{name}":
+            yield after
+        elif word.startswith(f"--{name}="):
+            yield word.removeprefix(f"--{name}=")
