@@ -17,7 +17,7 @@ import types
 import typing
 from argparse import Action, RawDescriptionHelpFormatter
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field
 from functools import reduce
 from operator import or_
