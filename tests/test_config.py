@@ -4,11 +4,21 @@ import dataclasses
 import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
 
-from utils.config import AnalyzeConfig, TrainConfig, load_config, parse_config, read_config, write_config
+from utils.config import (
+    OPTIMIZER_DEFAULTS,
+    AnalyzeConfig,
+    OptimizerName,
+    TrainConfig,
+    load_config,
+    parse_config,
+    read_config,
+    write_config,
+)
 from utils.errors import UserError, run_script
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +58,18 @@ def mistake(capsys, *argv: str) -> str:
 
 def test_defaults_hold_where_nothing_is_said():
     assert parse() == TrainConfig()
+
+
+@pytest.mark.parametrize("name", typing.get_args(OptimizerName))
+def test_each_optimizer_has_defaults_of_its_own(tmp_path, name):
+    own = OPTIMIZER_DEFAULTS[name]
+    config = parse("--optimizer", name)
+    assert {option: getattr(config, option) for option in own} == own
+    write_config(config, tmp_path / "config.yaml")
+    assert load_config(TrainConfig, tmp_path / "config.yaml") == config
+    assert parse("--optimizer", name, "--lr", "auto", "--weight_decay", "0") == dataclasses.replace(
+        config, lr="auto", weight_decay=0.0
+    )
 
 
 def test_yaml_wins_over_defaults(tmp_path):

@@ -40,6 +40,12 @@ QuickSection = Literal["curves", "classes", "gallery", "gradcam", "calibration",
 SlowSection = Literal["neighbours", "embedding", "robustness"]
 NATIVE_SIZES = {"cifar10": 32, "cifar100": 32}  # of data sets whose images ignore image_size, in pixels
 FOLDERS = {"run", "compare", "data_dir", "output_dir", "resume"}  # options that name one
+OPTIMIZER_DEFAULTS: dict[str, dict[str, float]] = {  # of the options that mean something else to each optimizer
+    "sgd": {"lr": 0.4, "momentum": 0.9, "weight_decay": 5e-4},
+    "adamw": {"lr": 0.001, "momentum": 0.9, "weight_decay": 0.05},
+    "muon": {"lr": 0.02, "momentum": 0.8, "weight_decay": 0.5},
+}
+LARGEST_IMAGE = 4096  # pixels of a side
 LARGEST = 10**9  # of a number without a limit of its own: what is larger is a mistake, and overflows somewhere
 LARGEST_FILE = 100_000  # bytes of a file of options
 ACTIVATE_COMPLETION = 'eval "$(python -m utils.completion bash)" (or zsh)'
@@ -63,6 +69,11 @@ def option(
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def _unset(name: str) -> str:
+    """What an option without a value is for each optimizer, for its line in `--help`."""
+    return "; unset: " + ", ".join(f"{values[name]:g} for {kind}" for kind, values in OPTIMIZER_DEFAULTS.items())
 
 
 @dataclass
@@ -101,7 +112,9 @@ class TrainConfig(Config):
         "cifar10", "data", "data set; digits needs no download, imagefolder reads data_dir/train and data_dir/test"
     )
     data_dir: str = option("datasets", "data", "folder of the data set (downloads go here)")
-    image_size: int = option(32, "data", "side in pixels to which imagefolder and digits are resized", low=8, high=4096)
+    image_size: int = option(
+        32, "data", "side in pixels to which imagefolder and digits are resized", low=8, high=LARGEST_IMAGE
+    )
     validation_fraction: float = option(
         0.0, "data", "share of the training set kept for validation, stratified and seeded", low=0.0, high=0.9
     )
@@ -125,7 +138,7 @@ class TrainConfig(Config):
         "zeros", "augmentation", "what crop_padding adds: black, or the image mirrored at its border"
     )
     horizontal_flip: Literal["none", "random", "alternating"] = option(
-        "random", "augmentation", "mirror images: none, half of them at random, or each in every other epoch"
+        "alternating", "augmentation", "mirror images: none, half of them at random, or each in every other epoch"
     )
     cutout: int = option(8, "augmentation", "side in pixels of the CutOut square, filled with the mean; 0: off", low=0)
     mixup: float = option(0.0, "augmentation", "alpha of MixUp's Beta distribution; 0: off", low=0.0, high=1000.0)
@@ -164,17 +177,22 @@ class TrainConfig(Config):
         None, "length and batch", "stop after this many optimizer steps; the schedule still spans all epochs", low=1
     )
     optimizer: OptimizerName = option(
-        "sgd", "optimizer", "optimizer; muon (for inner weights) and adamw (for the rest) share a rate of about 0.002"
+        "muon", "optimizer", "optimizer; muon is for inner weights, and trains the others by adamw at the same rate"
     )
     lr: float | Literal["auto"] = option(
-        0.4, "optimizer", "peak learning rate, or auto: from a range test", low=0.0, open=True
+        None, "optimizer", "peak learning rate, or auto: from a range test" + _unset("lr"), low=0.0, open=True
     )
-    momentum: float = option(0.9, "optimizer", "momentum of sgd and muon, beta1 of adamw", low=0.0, high=0.9999)
+    momentum: float = option(
+        None, "optimizer", "momentum of sgd and muon, beta1 of adamw" + _unset("momentum"), low=0.0, high=0.9999
+    )
     nesterov: bool = option(True, "optimizer", "Nesterov momentum (sgd)")
     weight_decay: float = option(
-        5e-4, "optimizer", "an L2 penalty in sgd, decoupled from the gradient in adamw and muon", low=0.0
+        None,
+        "optimizer",
+        "an L2 penalty in sgd, decoupled from the gradient in adamw and muon" + _unset("weight_decay"),
+        low=0.0,
     )
-    decay_norm_and_bias: bool = option(True, "optimizer", "apply weight decay to norm layers and biases too")
+    decay_norm_and_bias: bool = option(False, "optimizer", "apply weight decay to norm layers and biases too")
     norm_bias_lr_factor: float = option(
         1.0, "optimizer", "the rate of the norm layers' biases, relative to lr", low=0.001
     )
@@ -183,9 +201,9 @@ class TrainConfig(Config):
         None, "optimizer", "largest L2 norm of the gradient; unset: no clipping", low=0.0, open=True
     )
     schedule: Literal["onecycle", "cosine", "linear", "step", "constant"] = option(
-        "onecycle", "schedule", "learning rate over the run, as a function of the optimizer step"
+        "linear", "schedule", "learning rate over the run, as a function of the optimizer step"
     )
-    warmup_fraction: float = option(0.25, "schedule", "share of all steps in which the rate rises", low=0.0, high=0.99)
+    warmup_fraction: float = option(0.05, "schedule", "share of all steps in which the rate rises", low=0.0, high=0.99)
     resolution: str | None = option(
         None,
         "length and batch",
@@ -270,6 +288,9 @@ class TrainConfig(Config):
     debug: bool = option(False, "debugging", "show tracebacks")
 
     def __post_init__(self) -> None:
+        for name, value in OPTIMIZER_DEFAULTS.get(str(self.optimizer), {}).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         super().__post_init__()
         if not self.trackers or len(set(self.trackers)) < len(self.trackers):
             raise UserError(f"trackers: {self.trackers} is not allowed; name each tracker once, or none")

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from utils.errors import UserError
-
 
 class Muon(Optimizer):
     """Muon and AdamW at one learning rate, AdamW's: Muon's updates are scaled to the size of AdamW's (Liu et al. 2025,
@@ -23,15 +21,11 @@ class Muon(Optimizer):
         inner: the filters and matrices that are for Muon.
         momentum: Muon's, with Nesterov's look ahead, and AdamW's beta1.
         fused: AdamW's kernel, for CUDA.
-
-    Raises UserError where torch has no Muon yet.
     """
 
     def __init__(
         self, groups: Iterable[dict[str, Any]], inner: Collection[Tensor], momentum: float = 0.95, fused: bool = False
     ):
-        if not hasattr(torch.optim, "Muon"):
-            raise UserError(f"optimizer: muon needs torch 2.9 or later; this is {torch.__version__}")
         split = []
         for group in groups:
             for for_muon in (True, False):
