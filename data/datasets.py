@@ -15,14 +15,13 @@ from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
-import psutil
 from PIL import Image
 
 from data.decoded import decode_once
 from data.images import SUFFIXES, ImageFiles, Images, Split, as_square
 from utils.errors import EnvironmentFault, UserError
 from utils.launcher import local_world_size
-from utils.memory import check_memory
+from utils.memory import check_memory, free_memory
 
 STATISTICS_SAMPLE = 20_000  # images that mean and std are computed from where the images stay on disk
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
@@ -225,7 +224,7 @@ def _image_folder(root: Path, split: str, size: int, memory_fraction: float) -> 
     files = ImageFiles(paths, size)
     images: Images = files
     shape = (len(files), size, size, 3)
-    if math.prod(shape) <= memory_fraction * psutil.virtual_memory().available / local_world_size():
+    if math.prod(shape) <= memory_fraction * free_memory() / local_world_size():
         images = decode_once(root, f"{split}-{size}", paths, shape, np.uint8, lambda: files.decode(range(len(files))))
     return Split(images, np.asarray(labels, dtype=np.int64), paths), tuple(classes)
 

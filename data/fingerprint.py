@@ -1,8 +1,6 @@
 """Which images these are, as digests."""
 
-import hashlib
 import json
-from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from data.datasets import Dataset, ImageFiles, Split
+from utils.files import digest
 
 BLOCK = 1024  # images that are in memory at a time
 
@@ -33,11 +32,3 @@ def images_digest(split: Split) -> str:
         return digest([json.dumps(described).encode(), split.labels.tobytes()])
     blocks = (split.images[start : start + BLOCK] for start in range(0, len(split), BLOCK))
     return digest(chain(map(np.ascontiguousarray, blocks), [split.labels.tobytes()]))
-
-
-def digest(parts: Iterable[Any]) -> str:
-    """SHA-256 over bytes or contiguous arrays, one after another, in hexadecimal."""
-    found = hashlib.sha256()
-    for part in parts:
-        found.update(part)
-    return found.hexdigest()

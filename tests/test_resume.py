@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kill_test import TIMINGS
-from data.fingerprint import digest
 from tests.processes import join, run, start, tiny_config, train_script, wait_for
 from tests.saved_runs import change, reseal, training_refusal
 from utils.checkpoint import FORMAT_VERSION, list_checkpoints
 from utils.config import TrainConfig, load_config
+from utils.files import digest
 
 OPTIONS = {"checkpoint_every_steps": 5, "cutout": 4, "horizontal_flip": "random", "keep_checkpoints": 3}
 

@@ -8,7 +8,6 @@ written under a temporary name, read back, and renamed when it is on the disk; o
 
 import contextlib
 import dataclasses
-import hashlib
 import shutil
 import stat
 import sys
@@ -24,8 +23,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from models import create_model
+from utils.config import LARGEST_IMAGE
 from utils.errors import UserError, one_line
-from utils.files import replace_file, sync_folder, to_json, write_durably
+from utils.files import digest, replace_file, sync_folder, to_json, write_durably
 from utils.memory import check_memory, forward_memory
 from utils.reading import (
     MOST_BYTES,
@@ -43,7 +43,6 @@ from utils.tta import TTA
 FORMAT_VERSION = 2
 MANIFEST = "MANIFEST.json"
 WEIGHTS = "model.safetensors"
-LARGEST_IMAGE = 4096  # pixels of a side, as of the option image_size
 # What a broken or foreign safetensors file can end in; the last three come from torch, for shapes and kinds of numbers.
 UNREADABLE = (SafetensorError, ValueError, LookupError, TypeError, RuntimeError, OverflowError)
 
@@ -256,7 +255,7 @@ def write_checkpoint(root: Path, step: int, files: Mapping[str, bytes], keep: in
     try:
         root.mkdir(exist_ok=True)
         temporary.mkdir()
-        manifest = {name: {"size": len(content), "sha256": _digest(content)} for name, content in files.items()}
+        manifest = {name: {"size": len(content), "sha256": digest([content])} for name, content in files.items()}
         for name, content in files.items():
             write_durably(temporary / name, content)
         write_durably(
@@ -373,12 +372,5 @@ def read_checkpoint(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
 
 
 def _digest_of_file(path: Path) -> str:
-    found = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(2**20):
-            found.update(block)
-    return found.hexdigest()
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+        return digest(iter(lambda: file.read(2**20), b""))

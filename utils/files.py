@@ -2,13 +2,14 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -98,6 +99,14 @@ def replace_file(path: Path, content: bytes) -> None:
     """Replaces a file in one step: a reader, or a crash, sees the old content or the new."""
     with replacing(path) as file:
         file.write(content)
+
+
+def digest(parts: Iterable[Any]) -> str:
+    """SHA-256 over bytes or contiguous arrays, one after another, in hexadecimal."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()
 
 
 def to_json(value: Any) -> bytes:

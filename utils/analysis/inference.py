@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from data.datasets import Split
-from data.fingerprint import digest, images_digest
+from data.fingerprint import images_digest
 from data.loaders import EvaluationLoader
 from models import classifier
 from utils.analysis.kept import Arrays, Form, find_or_compute
@@ -18,6 +18,7 @@ from utils.analysis.setup import Analysis
 from utils.checkpoint import tensors_to_bytes
 from utils.errors import UserError
 from utils.evaluation import predict
+from utils.files import digest
 
 FORMAT = 2  # of what is kept; what has another one is computed anew
 
