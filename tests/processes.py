@@ -87,7 +87,7 @@ def wait_for(condition: Callable[[], bool], processes: list, seconds: float = 60
 def join(processes: list) -> list[int]:
     """Waits for their end; returns the exit codes."""
     for process in processes:
-        process.join(60)
+        process.join(120)
     return [process.exitcode for process in processes]
 
 
