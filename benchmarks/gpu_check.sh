@@ -41,7 +41,10 @@ train() { # train TOPOLOGY PRECISION RUN [OPTION...]
 }
 
 one_epoch() { # one_epoch TOPOLOGY PRECISION RUN [OPTION...]: has to learn something in it
-    train "$@" --epochs 1 --batch_size 16 --optimizer sgd --lr 0.02 && "$PYTHON" - "$folder/$3" "$2" "${processes:-1}" <<'EOF'
+    local topology=$1 precision=$2 run=$3
+    shift 3
+    train "$topology" "$precision" "$run" --epochs 1 --batch_size 16 --lr 0.02 "$@" || return 1
+    "$PYTHON" - "$folder/$run" "$precision" "${processes:-1}" <<'EOF'
 import json, sys
 from pathlib import Path
 
@@ -109,6 +112,7 @@ check "pytest -m gpu" timeout 900 "$PYTHON" -m pytest -q -m gpu
 check "one epoch, fp32" one_epoch single_gpu no fp32
 check "one epoch, fp16" one_epoch fp16 fp16 fp16
 check "one epoch, bf16" one_epoch bf16 bf16 bf16
+check "one epoch, bf16, Muon" one_epoch bf16 bf16 muon --optimizer muon --momentum 0.8 --lr 0.01
 check "one epoch, fp32 compiled" one_epoch single_gpu no compiled --compile true
 if ((devices >= 2)); then
     check "one epoch, two GPUs" two_processes

@@ -404,8 +404,8 @@ def test_help_shows_range_default_and_what_unset_means(capsys):
         parse_config(TrainConfig, ["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "over all processes and accumulation (at least 1; default: 512)" in text
-    assert "unset: as large as fits (at least 1)" in text
-    assert "--nesterov [true|false] Nesterov momentum (sgd) (default: true)" in text
+    assert "unset: on a GPU as large as fits, on a CPU all at once (at least 1)" in text
+    assert "--nesterov [true|false] Nesterov momentum of sgd; muon always has it (default: true)" in text
 
 
 def test_secret_of_the_environment_is_refused_as_an_option_and_not_shown(monkeypatch, capsys):

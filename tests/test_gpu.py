@@ -18,6 +18,7 @@ from data.loaders import Batch, DeviceLoader, Steps
 from data.tensor_augmentation import TensorAugmentation
 from tests.processes import tiny_config
 from train_accelerate import main, set_up, train_step
+from utils.rundir import RunDirectory
 from utils.runtime import create_accelerator
 from utils.training.run import Run
 
@@ -43,11 +44,12 @@ def _fresh_accelerate(monkeypatch) -> Iterator[None]:
 @contextlib.contextmanager
 def tiny_run(folder: Path, **changes) -> Iterator[Run]:
     """A narrow ResNet-18 on the digits at 16 pixels, set up as for training."""
-    run = set_up(tiny_config(folder, **changes), create_accelerator())
-    try:
+    config, accelerator = tiny_config(folder, **changes), create_accelerator()
+    with (
+        RunDirectory(config, accelerator) as directory,
+        contextlib.closing(set_up(config, accelerator, directory)) as run,
+    ):
         yield run
-    finally:
-        run.directory.close()
 
 
 def batches(run: Run) -> Iterator[Batch]:
@@ -96,17 +98,16 @@ def test_auto_keeps_the_images_on_the_gpu_and_the_optimizer_is_fused(tmp_path):
         assert next(run.trained.parameters()).device.type == DEVICE
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_host_waits_for_the_gpu_in_no_training_step(tmp_path, monkeypatch, precision):
+@pytest.mark.parametrize(("precision", "optimizer"), [("no", "sgd"), ("bf16", "sgd"), ("bf16", "muon")])
+def test_host_waits_for_the_gpu_in_no_training_step(tmp_path, monkeypatch, precision, optimizer):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
-    with tiny_run(tmp_path) as run:
+    with tiny_run(tmp_path, optimizer=optimizer, lr=0.01) as run:
         stream = batches(run)
-        step = itertools.count()
 
         def train() -> None:
             batch = next(stream)
-            run.state.step = next(step)
-            run.window.add(*train_step(run, batch, run.learning_rate()), batch.count)
+            run.note_step(*train_step(run, batch, run.learning_rate(run.state.step + 1)), batch.count)
+            run.state.step += 1
             run.update_averages()
 
         for _ in range(3):  # torch sets up its libraries, cuDNN times its kernels

@@ -284,10 +284,9 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_pa
     assert all(math.isfinite(row["loss"]) for row in rows(folder))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.05), ("adamw", 0.002), ("muon", 0.01)])
 @pytest.mark.parametrize("schedule", ["onecycle", "cosine", "linear", "step", "constant"])
-def test_every_optimizer_and_schedule_learns(tmp_path, optimizer, schedule):
-    rate = 0.05 if optimizer == "sgd" else 0.002
+def test_every_optimizer_and_schedule_learns(tmp_path, optimizer, rate, schedule):
     options = {"optimizer": optimizer, "schedule": schedule, "lr": rate, "warmup_fraction": 0.1, "label_smoothing": 0.1}
     summary = main(tiny_config(tmp_path, **options, epochs=2, grad_clip_norm=5.0, decay_norm_and_bias=False))
     assert summary["test_loss"] < 2.25 or summary["test_accuracy"] > 0.2

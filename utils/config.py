@@ -121,7 +121,7 @@ class TrainConfig(Config):
     memory_fraction: float = option(
         0.25,
         "data",
-        "an image folder that needs more than this share of the free memory is read from disk",
+        "an image folder that needs more than this share of the free memory, divided by the processes, is read from disk",
         low=0.0,
         high=1.0,
     )
@@ -171,13 +171,18 @@ class TrainConfig(Config):
         512, "length and batch", "images per optimizer step, over all processes and accumulation", low=1
     )
     micro_batch_size: int | None = option(
-        None, "length and batch", "images per process and forward pass; unset: as large as fits", low=1
+        None,
+        "length and batch",
+        "images per process and forward pass; unset: on a GPU as large as fits, on a CPU all at once",
+        low=1,
     )
     max_steps: int | None = option(
         None, "length and batch", "stop after this many optimizer steps; the schedule still spans all epochs", low=1
     )
     optimizer: OptimizerName = option(
-        "muon", "optimizer", "optimizer; muon is for inner weights, and trains the others by adamw at the same rate"
+        "muon",
+        "optimizer",
+        "optimizer; muon: that for filters and inner matrices, adamw at the same rate for all other weights",
     )
     lr: float | Literal["auto"] = option(
         None, "optimizer", "peak learning rate, or auto: from a range test" + _unset("lr"), low=0.0, open=True
@@ -185,7 +190,7 @@ class TrainConfig(Config):
     momentum: float = option(
         None, "optimizer", "momentum of sgd and muon, beta1 of adamw" + _unset("momentum"), low=0.0, high=0.9999
     )
-    nesterov: bool = option(True, "optimizer", "Nesterov momentum (sgd)")
+    nesterov: bool = option(True, "optimizer", "Nesterov momentum of sgd; muon always has it")
     weight_decay: float = option(
         None,
         "optimizer",

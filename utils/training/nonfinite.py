@@ -36,12 +36,13 @@ def recover(run: Run) -> TrainState:
     silent = not run.accelerator.is_main_process
     if run.config.on_nan == "stop":
         raise SuiteError(
-            f"{what}; last good checkpoint: {run.directory.last_checkpoint_name()}; "
-            "try a lower --lr, --grad_clip_norm 1 or --on_nan rollback",
+            f"{what}; last good checkpoint: {run.directory.last_checkpoint_name()}; go on with --on_nan rollback, or "
+            "try a lower --lr or --grad_clip_norm 1 in another --output_dir",
             silent,
         )
     if len(run.state.skipped) >= MOST_ROLLBACKS:
-        raise SuiteError(f"{what}, after {MOST_ROLLBACKS} rollbacks; try a lower --lr or --grad_clip_norm 1", silent)
+        advice = "try a lower --lr or --grad_clip_norm 1 in another --output_dir"
+        raise SuiteError(f"{what}, after {MOST_ROLLBACKS} rollbacks; {advice}", silent)
     source, files = run.directory.read_newest(FILES)
     run.restore(files, source)
     state = run.state
