@@ -114,8 +114,6 @@ def set_up(config: TrainConfig, accelerator: Accelerator, directory: RunDirector
             initialise_from(to_input(sample_images(data.train, 5000), mean, std))
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
-        if device.type == "cuda" and accelerator.num_processes > 1:
-            model = with_synchronised_batch_norm(model)
         optimizer = create_optimizer(
             config.optimizer,
             model,
@@ -132,6 +130,8 @@ def set_up(config: TrainConfig, accelerator: Accelerator, directory: RunDirector
     if config.micro_batch_size is None and device.type != "cpu":  # a CPU's memory runs out without an error to act on
         part = -(-min(config.batch_size, len(data.train)) // accelerator.num_processes)
         run.micro_batch_size = fit_micro_batch_size(accelerator, model, part, data.image_size)
+    if device.type == "cuda" and accelerator.num_processes > 1:
+        run.model = with_synchronised_batch_norm(model)  # with the same parameters
     directory.start(run.state.metrics_size, source, data)
     run.prepare()
     return run
@@ -191,19 +191,22 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
     bar.close()
 
 
-def train_step(run: Run, batch: Batch, rate: float) -> tuple[Tensor, Tensor]:
+def train_step(run: Run, batch: Batch, rate: float, step: int | None = None) -> tuple[Tensor, Tensor]:
     """One optimizer step over the global batch; returns this rank's sum of losses and number of hits.
+
+    Mixing and dropout are drawn for `step`; unset: the run's.
 
     The gradient is the mean over the global batch however it is divided: each loss is a sum divided by the global
     count, and the factor world_size undoes DDP's mean over the ranks.
     """
     accelerator, config = run.accelerator, run.config
+    step = run.state.step if step is None else step
     set_learning_rate(run.optimizer, rate)
     inputs = to_input(batch.images, run.mean, run.std, config.channels_last, run.next_phase.size)
     targets = batch.labels.to(accelerator.device, non_blocking=True)
     if run.mixing:
-        inputs, targets = run.mixing(inputs, targets, _derived_seed(config.seed, run.state.step, 0, 1))
-    torch.manual_seed(_derived_seed(config.seed, run.state.step, accelerator.process_index))
+        inputs, targets = run.mixing(inputs, targets, _derived_seed(config.seed, step, 0, 1))
+    torch.manual_seed(_derived_seed(config.seed, step, accelerator.process_index))
     world_size = accelerator.num_processes
     pieces = micro_batches(inputs, targets, batch.count, batch.global_count, run.micro_batch_size, world_size)
     scale = world_size / batch.global_count

@@ -7,7 +7,7 @@ import math
 import os
 import socket
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from http.client import HTTPException
@@ -23,7 +23,7 @@ from utils.errors import EnvironmentFault, UserError
 from utils.launcher import local_world_size
 from utils.memory import check_memory, free_memory
 
-STATISTICS_SAMPLE = 20_000  # images that mean and std are computed from where the images stay on disk
+STATISTICS_SAMPLE = 20_000  # images of a folder that mean and std are computed from
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
 
 
@@ -66,7 +66,8 @@ def load_dataset(
                 f"validation_fraction: {validation_fraction} leaves no training image of class "
                 f"{class_names[left.argmin()]!r}"
             )
-    mean, std = channel_statistics(train.images)
+    # A folder's images are in memory on one machine and on disk on another: the same of them count on both.
+    mean, std = channel_statistics(train.images, STATISTICS_SAMPLE if train.paths else None)
     return Dataset(name, train, validation, test, class_names, train.images[0].shape[0], mean, std)
 
 
@@ -100,13 +101,12 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
     return np.sort(rest), np.sort(held_out)
 
 
-def channel_statistics(images: Images) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation of each channel, on a scale of 0 to 1.
-
-    Exact over images in memory; over at most STATISTICS_SAMPLE evenly spaced ones where they are on disk.
-    """
+def channel_statistics(
+    images: Images, most: int | None = None
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation of each channel, on a scale of 0 to 1; over at most so many evenly spaced images."""
     counts = np.zeros((3, 256))
-    for block in _blocks(images):
+    for block in _blocks(images, min(most or len(images), len(images))):
         for channel in range(3):
             counts[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
     values = np.arange(256) / 255
@@ -116,14 +116,12 @@ def channel_statistics(images: Images) -> tuple[tuple[float, float, float], tupl
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _blocks(images: Images, pixels: int = 2_000_000):
-    """Arrays of as many images as have about `pixels` pixels."""
+def _blocks(images: Images, count: int, pixels: int = 2_000_000) -> Iterator[np.ndarray]:
+    """So many evenly spaced images, in arrays that have about `pixels` pixels each."""
     size = max(1, pixels // images[0][..., 0].size)
-    if not isinstance(images, ImageFiles):
-        yield from (images[start : start + size] for start in range(0, len(images), size))
-        return
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), STATISTICS_SAMPLE)).astype(int))
-    yield from (images.decode(chosen[start : start + size]) for start in range(0, len(chosen), size))
+    chosen = np.linspace(0, len(images) - 1, count).astype(int)
+    take = images.decode if isinstance(images, ImageFiles) else images.__getitem__
+    yield from (take(chosen[start : start + size]) for start in range(0, count, size))
 
 
 # -- scikit-learn's handwritten digits: embedded, no download ---------------------------------------------------------
@@ -155,10 +153,16 @@ def _cifar_class(name: str):
 
 def _download_cifar(name: str, data_dir: Path) -> None:
     """Fetches CIFAR unless it is there with the right checksums."""
+    from torchvision.datasets.utils import check_integrity
+
+    kind = _cifar_class(name)
+    checksums = [*kind.train_list, *kind.test_list, [kind.meta["filename"], kind.meta["md5"]]]
+    if all(check_integrity(data_dir / kind.base_folder / file, md5) for file, md5 in checksums):
+        return
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
-        _cifar_class(name)(str(data_dir), download=True)
+        kind(str(data_dir), download=True)
     except (URLError, HTTPException, OSError, RuntimeError) as error:
         raise EnvironmentFault(
             f"{name} could not be downloaded ({type(error).__name__}: {error}); put {CIFAR_ARCHIVES[name]} into "

@@ -254,5 +254,7 @@ def to_input(images: Tensor, mean: Tensor, std: Tensor, channels_last: bool = Tr
     rows.sub_(255 * mean.repeat(width)).div_(255 * std.repeat(width))
     inputs = rows.view(count, height, width, 3).permute(0, 3, 1, 2)  # channels last in memory
     if size is not None and size != height:
-        inputs = F.interpolate(inputs, size=(size, size), mode="area")
+        # Apple's GPUs scale by whole numbers only.
+        place = torch.device("cpu") if inputs.device.type == "mps" else inputs.device
+        inputs = F.interpolate(inputs.to(place), size=(size, size), mode="area").to(inputs.device)
     return inputs if channels_last else inputs.contiguous()

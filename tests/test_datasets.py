@@ -21,6 +21,7 @@ import pytest
 from PIL import Image, ImageOps
 from torchvision.datasets import CIFAR10, CIFAR100
 
+from data import datasets
 from data.datasets import (
     CIFAR_ARCHIVES,
     SOURCES,
@@ -150,6 +151,17 @@ def test_statistics_are_exact_over_more_images_than_a_block():
     mean, std = channel_statistics(images)
     np.testing.assert_allclose(mean, (images / 255).mean((0, 1, 2)), atol=1e-12)
     np.testing.assert_allclose(std, (images / 255).std((0, 1, 2)), atol=1e-9)
+
+
+def test_statistics_are_the_same_in_memory_and_on_disk(tmp_path, monkeypatch):
+    """Where the images lie depends on the machine and on the number of processes."""
+    monkeypatch.setattr(datasets, "STATISTICS_SAMPLE", 5)
+    root = image_folder(tmp_path)
+    held, on_disk = load(root), load(root, memory_fraction=0.0)
+    assert held.train.in_memory() and not on_disk.train.in_memory()
+    assert (held.mean, held.std) == (on_disk.mean, on_disk.std)
+    sample = held.train.images[np.linspace(0, 11, 5).astype(int)]
+    np.testing.assert_allclose(held.mean, (sample / 255).mean((0, 1, 2)), atol=1e-12)
 
 
 # -- folders of images ------------------------------------------------------------------------------------------------

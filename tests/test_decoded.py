@@ -357,6 +357,7 @@ def test_second_start_unpickles_no_cifar(tmp_path, monkeypatch, name, kind):
     parts = [f"{name}-{split}-{of}" for split in ("test", "train") for of in ("classes", "images", "labels")]
     assert stored(tmp_path) == parts
     monkeypatch.setattr(kind, "__init__", refuse)
+    data.datasets.download(name, tmp_path)
     second = load_dataset(name, tmp_path)
     for ours, theirs in ((first.train, second.train), (first.test, second.test)):
         assert (ours.images == theirs.images).all()

@@ -450,7 +450,8 @@ def test_a_rank_that_stands_still_too_long_is_given_up_and_the_run_goes_on(tmp_p
     processes[0].join(30)
     assert processes[0].exitcode == 1
     assert lines(log, "error: ") == [
-        f"error: rank 0 lost another process; the same command goes on from step-{saved_step(folder):06d}"
+        "error: rank 0 lost another process (dead, or silent for longer than --peer_timeout); the same command goes on "
+        f"from step-{saved_step(folder):06d}"
     ]
     os.kill(processes[1].pid, signal.SIGCONT)
     assert join(processes) == [1, 1]

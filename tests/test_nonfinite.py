@@ -22,8 +22,13 @@ OPTIONS = {"checkpoint_every_steps": 5, "log_every_steps": 4, "keep_checkpoints"
 BAD = 13  # the step that goes wrong; the last checkpoint is of step 10, and it is noticed where the next is due
 
 
-def train_badly(config, rank: int = 0, spoil: str = "images", terminate_at: int = 0) -> None:
-    """The script, with images, or norm statistics after the step, that are NaN on one rank at one step."""
+def train_badly(
+    config, rank: int = 0, spoil: str = "images", terminate_at: int = 0, bad: int = BAD, damage: bool = False
+) -> None:
+    """The script, with images, or norm statistics after the step, that are NaN on one rank at one step.
+
+    With `damage`, the newest checkpoint is no longer whole then.
+    """
     proper = train_accelerate.train_step
     here = Path(config.output_dir)
 
@@ -32,7 +37,9 @@ def train_badly(config, rank: int = 0, spoil: str = "images", terminate_at: int 
         if step == terminate_at and not (here / "terminated").exists():
             (here / "terminated").touch()
             os.kill(os.getpid(), signal.SIGTERM)
-        spoilt = step == BAD and run.accelerator.process_index == rank
+        spoilt = step == bad and run.accelerator.process_index == rank
+        if damage and spoilt:
+            (list_checkpoints(here / "checkpoints")[-1] / "optimizer.safetensors").write_bytes(b"")
         if spoilt and spoil == "images":
             run.mean.fill_(math.nan)
         given = proper(run, batch, rate)
@@ -108,6 +115,30 @@ def test_rolled_back_run_is_the_same_after_a_stop(rolled_back, tmp_path, stopped
         assert "stopped at step 14, not saved: its numbers are not finite" in log.read_text()
     assert run(train_badly, config) == [0]
     assert outcome(tmp_path / "run") == outcome(rolled_back[0])
+
+
+def test_rollback_to_an_earlier_epoch_counts_the_epochs_on(tmp_path):
+    """The checkpoint of the epoch's end is damaged, so it goes back to that of the epoch before."""
+    folder, log = tmp_path / "run", tmp_path / "log"
+    config = tiny_config(folder, epochs=3, log_every_steps=5, on_nan="rollback", nan_patience=1)
+    assert run(train_badly, config, 0, "images", 0, 48, True, log=log) == [0]
+    assert "back to step-000023, without steps 24 to 48" in log.read_text()
+    evaluated = [row["step"] for row in MetricsFile(folder / "metrics.jsonl").rows() if row["split"] == "test"]
+    assert evaluated == [23, 46, 69]
+    lines = train_lines(folder)
+    assert [row["step"] for row in lines] == sorted({row["step"] for row in lines})
+    assert [row["epoch"] for row in lines if row["step"] > 46] == [3] * 5
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["epochs"], summary["steps"], summary["skipped_steps"]) == (3, 69, 25)
+    assert load_model(list_checkpoints(folder / "checkpoints")[-1])
+
+
+def test_rollback_at_the_end_of_an_epoch_leaves_nothing_for_the_next(tmp_path):
+    folder, log = tmp_path / "run", tmp_path / "log"
+    config = tiny_config(folder, **{**OPTIONS, "checkpoint_every_steps": 6}, on_nan="rollback")
+    assert run(train_badly, config, 0, "images", 0, 21, log=log) == [0]
+    assert "back to step-000018, without steps 19 to 23" in log.read_text()
+    assert {row["step"]: row["images"] for row in train_lines(folder)}[24] == 64
 
 
 def test_run_that_is_bad_everywhere_ends_after_some_rollbacks(tmp_path, capsys):

@@ -69,7 +69,7 @@ def one_process(noise, tmp_path_factory):
     ("kind", "world_size", "changes"),
     [
         ("tensor", 4, {"micro_batch_size": 2}),
-        ("albumentations", 3, {"num_workers": 2, "micro_batch_size": 5}),
+        ("albumentations", 3, {"num_workers": 2, "micro_batch_size": 5, "memory_fraction": 0.0}),  # from disk
         ("mixed", 3, {"micro_batch_size": 5}),
         ("mixed by albumentations", 2, {"num_workers": 1}),
         ("record policies", 2, {"micro_batch_size": 8}),

@@ -121,7 +121,7 @@ class TrainConfig(Config):
     memory_fraction: float = option(
         0.25,
         "data",
-        "an image folder that needs more than this share of the free memory, divided by the processes, is read from disk",
+        "an image folder is read from disk where it needs more than this share of the free memory, over all processes",
         low=0.0,
         high=1.0,
     )

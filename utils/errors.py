@@ -144,7 +144,9 @@ def as_fault(error: BaseException | None) -> EnvironmentFault | None:
     if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(message):
         return EnvironmentFault(f"out of memory ({one_line(message) or 'nothing more is known'})")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and LOST_PEER.search(message):
-        return EnvironmentFault(f"rank {os.environ.get('RANK', '?')} lost another process")
+        return EnvironmentFault(
+            f"rank {os.environ.get('RANK', '?')} lost another process (dead, or silent for longer than --peer_timeout)"
+        )
     return None
 
 

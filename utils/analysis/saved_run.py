@@ -11,7 +11,7 @@ from utils.checkpoint import MANIFEST, WEIGHTS, ModelConfig, damage, newest_chec
 from utils.config import TrainConfig, load_config
 from utils.errors import UserError, nearest
 from utils.metrics import MetricsFile
-from utils.reading import check_folder, is_number, read_json, shown
+from utils.reading import check_files, check_folder, is_number, read_json, shown
 
 PRECISIONS = ("no", "fp16", "bf16")
 SUMMARY_NUMBERS = ("train_seconds", "epochs", "steps", "images_per_second")  # that the report shows
@@ -132,8 +132,11 @@ def open_run(path: Path, option: str = "run", dataset: str | None = None, data_d
 def trained_precision(path: Path) -> str | None:
     """The mixed precision that a run was trained and tested with; None where its folder does not say."""
     directory = _run_directory(path.resolve()) if os.path.isdir(path) else None
+    if directory is None:
+        return None
     try:
-        precision = read_json(directory / "environment.json").get("mixed_precision") if directory else None
+        check_files(directory, ["environment.json"], "run")
+        precision = read_json(directory / "environment.json").get("mixed_precision")
     except (OSError, UserError):
         return None
     return precision if precision in PRECISIONS else None

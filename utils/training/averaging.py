@@ -3,36 +3,30 @@
 Both are functions of the step beside the average itself, which is in the checkpoint.
 """
 
-import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+import copy
 
-Tensors = tuple[Tensor, ...] | list[Tensor]
+import torch
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Average:
-    """A copy of a model that is pulled towards it, weights and norm statistics alike."""
+    """A copy of a model that is pulled towards it, weights and norm statistics alike.
+
+    The work of torch's AveragedModel, which at every update waits for the device to read a counter.
+    """
 
     def __init__(self, model: nn.Module):
-        self._keep = 0.0
-        self._averaged = AveragedModel(model, multi_avg_fn=self._mix, use_buffers=True)
-        self._averaged.n_averaged += 1  # it begins as a copy of the model
-
-    @property
-    def model(self) -> nn.Module:
-        return self._averaged.module
-
-    def _pull(self, model: nn.Module, keep: float) -> None:
-        """average = keep * average + (1 - keep) * model."""
-        self._keep = keep
-        self._averaged.update_parameters(model)
+        self.model = copy.deepcopy(model)
 
     @torch.no_grad()
-    def _mix(self, average: Tensors, current: Tensors, _: Tensor | int) -> None:
-        if average[0].is_floating_point():
-            torch._foreach_lerp_(average, current, 1 - self._keep)
-        else:  # the number of batches that a norm layer has seen
-            torch._foreach_copy_(average, current)
+    def _pull(self, model: nn.Module, keep: float) -> None:
+        """average = keep * average + (1 - keep) * model."""
+        average, current = self.model.state_dict(), model.state_dict()
+        mixed = [name for name, tensor in average.items() if tensor.is_floating_point()]
+        get_ema_multi_avg_fn(keep)([average[name] for name in mixed], [current[name] for name in mixed], 0)
+        for name in average.keys() - set(mixed):  # the number of batches that a norm layer has seen
+            average[name].copy_(current[name])
 
 
 class Ema(Average):

@@ -53,9 +53,11 @@ def choose_backend(config: TrainConfig, saved: str | None, split: Split, acceler
     wanted = saved or "auto" if config.augment_backend == "auto" else config.augment_backend
     in_memory = split.in_memory()
     if wanted == "tensor" and in_memory is None:
+        asked = config.augment_backend == "tensor"
         raise UserError(
-            f"augment_backend: tensor needs the images in memory, and these take more than memory_fraction "
-            f"({config.memory_fraction:g}) of it; use auto or albumentations"
+            f"augment_backend: tensor{'' if asked else ', with which this run began,'} needs the images in memory, and "
+            f"these take more than memory_fraction ({config.memory_fraction:g}) of it; give a larger --memory_fraction"
+            + (", or use auto or albumentations" if asked else "")
         )
     if wanted != "auto":
         return cast(Backend, wanted)
@@ -68,6 +70,11 @@ def _device_holds(size: int, device: torch.device, fraction: float) -> bool:
     if device.type == "cuda":
         return size <= fraction * torch.cuda.mem_get_info(device)[0]
     return device.type == "cpu"  # where the images are already; elsewhere the tensor operations are untried
+
+
+def worker_count(config: TrainConfig, accelerator: Accelerator) -> int:
+    """Loader processes of this training process, where images are decoded or augmented one by one."""
+    return default_workers(accelerator) if config.num_workers is None else config.num_workers
 
 
 def create_train_loader(
@@ -88,7 +95,7 @@ def create_train_loader(
     steps = Steps(len(data.train), config.batch_size, config.seed, rank, world_size, lead)
     if backend == "tensor":
         return DeviceLoader(data.train, TensorAugmentation(*options), steps, device)
-    workers = default_workers(accelerator) if config.num_workers is None else config.num_workers
+    workers = worker_count(config, accelerator)
     if device.type == "cpu":
         use_cores(workers)
     return TrainLoader(data.train, Augmentation(*options), steps, workers, pin_memory=device.type == "cuda")

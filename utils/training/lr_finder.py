@@ -21,20 +21,20 @@ DIVERGED = 2.0  # the test ends when the smoothed loss is this many times its lo
 
 
 def find_learning_rate(
-    run: Run, stop: StopRequest, train_step: Callable[[Run, Batch, float], tuple[Tensor, Tensor]]
+    run: Run, stop: StopRequest, train_step: Callable[[Run, Batch, float, int], tuple[Tensor, Tensor]]
 ) -> None:
     """Runs the range test on training batches, restores model and optimizer, and takes its rate if `lr` is auto."""
     accelerator = run.accelerator
     weights = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
     unused_epochs = range(run.config.epochs, 2**31)
-    batches = (batch for epoch in unused_epochs for batch in run.loader.epoch(epoch))
+    batches = enumerate(batch for epoch in unused_epochs for batch in run.loader.epoch(epoch))
 
     def step(rate: float) -> float:
         if signum := stop.agreed():
             raise Interrupted(signum, "stopped in the range test, before training")
-        batch, mean = next(batches), RunningMean(accelerator.device)
-        mean.add(*train_step(run, batch, rate), batch.count)
+        (position, batch), mean = next(batches), RunningMean(accelerator.device)
+        mean.add(*train_step(run, batch, rate, position), batch.count)
         loss, _, count = mean.mean(accelerator)
         return loss if count == batch.global_count else math.nan
 

@@ -11,7 +11,7 @@ class MachineUse:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._has_gpu_sensor = device.type == "cuda" and find_spec("pynvml") is not None
+        self._has_gpu_sensor = device.type == "cuda" and find_spec("pynvml") is not None and _answers(device)
         self._mark = (time.perf_counter(), time.process_time())
 
     def read(self) -> dict[str, float]:
@@ -26,3 +26,12 @@ class MachineUse:
         if self._has_gpu_sensor:
             use["gpu_percent"] = torch.cuda.utilization(self._device)
         return use
+
+
+def _answers(device: torch.device) -> bool:
+    """Whether NVIDIA's library tells the use of this GPU; of a part of one (MIG) it does not."""
+    try:
+        torch.cuda.utilization(device)
+    except Exception:  # of its own kinds, which are known only where it is installed
+        return False
+    return True

@@ -71,8 +71,8 @@ def check_single_images(config: TrainConfig, data: Dataset, world_size: int) -> 
 def fit_micro_batch_size(accelerator: Accelerator, model: nn.Module, part: int, image_size: int) -> int:
     """The largest of part, part / 2, part / 4, ... images that a training step of `model` has memory for.
 
-    All ranks agree on the smallest that any of them found. Call it before the model is prepared: in DDP the ranks would
-    wait for each other in a backward pass that one of them cannot finish.
+    All ranks agree on the smallest that any of them found. Call it before the model is prepared, and has synchronised
+    batch norm: the ranks would wait for each other in a pass that one of them cannot finish.
     """
 
     def attempt(size: int) -> None:
@@ -103,7 +103,7 @@ def largest_that_fits(attempt: Callable[[int], None], size: int) -> int:
             attempt(size)
             return size
         except RuntimeError as error:
-            if not should_reduce_batch_size(error):
+            if not should_reduce_batch_size(error) and "out of memory" not in str(error):  # an Apple GPU's own words
                 raise
             clear_device_cache(garbage_collection=True)
             size = size // 2

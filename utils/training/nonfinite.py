@@ -26,11 +26,13 @@ def is_ruined(run: Run) -> bool:
 
 
 def recover(run: Run) -> TrainState:
-    """Puts everything but the step back to the newest checkpoint, and saves that; the steps since count as skipped.
+    """Puts everything but step and epoch back to the newest checkpoint, and saves that; the steps since are skipped.
 
     Raises SuiteError where `on_nan` is stop, or after MOST_ROLLBACKS. To be called on every rank at the same step.
     """
-    step, seconds = run.state.step, run.state.train_seconds
+    step, epoch, evaluated, seconds = (
+        run.state.step, run.state.epoch, run.state.evaluated_step, run.state.train_seconds
+    )  # fmt: skip
     first = step - max(run.state.bad_steps, 1) + 1
     what = f"loss, gradient or weights are not finite since step {first} (learning rate {run.learning_rate(first):.3g})"
     silent = not run.accelerator.is_main_process
@@ -49,6 +51,12 @@ def recover(run: Run) -> TrainState:
     if not silent:
         print(f"warning: {what}; back to {source.name}, without steps {state.step + 1} to {step}", file=sys.stderr)
     state.skipped.append([state.step, step])
-    state.step, state.train_seconds = step, seconds
+    if state.epoch != epoch:  # the sums are those of an epoch that is over
+        run.window.reset()
+        run.epoch_sums.reset()
+    state.step, state.epoch, state.evaluated_step, state.train_seconds = step, epoch, evaluated, seconds
+    if step == run.pause:  # no training line of this epoch follows
+        run.epoch_sums.merge(run.window)
+        run.window.reset()
     run.save()
     return state

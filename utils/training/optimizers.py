@@ -27,7 +27,9 @@ def create_optimizer(
     decay_norm_and_bias: bool = True,
     norm_bias_lr_factor: float = 1.0,
 ) -> Optimizer:
-    """SGD, AdamW, or Muon with AdamW, torch's own, over the parameters that are trained. The learning rate is set at every step.
+    """SGD, AdamW, or Muon with AdamW, all torch's own, over the parameters that are trained.
+
+    The learning rate is set at every step.
 
     - Without `decay_norm_and_bias`, weight decay spares the parameters with fewer than two dimensions, and those that a
       timm model names in `no_weight_decay`, such as position embeddings.

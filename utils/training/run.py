@@ -22,6 +22,7 @@ from utils.resolution import Phase, phase_at, resolution_phases
 from utils.rundir import RunDirectory
 from utils.tracking.tracker import Text, Tracker
 from utils.training.averaging import Ema, Lookahead
+from utils.training.loading import worker_count
 from utils.training.machine_use import MachineUse
 from utils.training.mixing import Mixing
 from utils.training.profiling import StepProfiler
@@ -189,7 +190,14 @@ class Run:
     def evaluate(self, split: Split, between_batches: Callable[[], None] = lambda: None, tta: str = "none") -> Scores:
         """Scores of the reported model as it is, over exactly the images of a split, at its training resolution."""
         accelerator = self.accelerator
-        loader = EvaluationLoader(split, accelerator.process_index, accelerator.num_processes)
+        decodes = split.in_memory() is None
+        loader = EvaluationLoader(
+            split,
+            accelerator.process_index,
+            accelerator.num_processes,
+            num_workers=worker_count(self.config, accelerator) if decodes else 0,
+            pin_memory=decodes and accelerator.device.type == "cuda",
+        )
         logits = predict(
             accelerator,
             self.reported,

@@ -42,7 +42,7 @@ FREE_OPTIONS = {
     "data_dir", "memory_fraction", "num_workers", "micro_batch_size", "max_steps", "find_lr", "channels_last",
     "compile", "output_dir", "resume", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "trackers",
     "project_name", "run_name", "run_group", "run_tags", "track_model", "debug", "peer_timeout",
-    "export", "push_to_hub", "on_nan", "nan_patience",
+    "export", "push_to_hub", "on_nan", "nan_patience", "profile",
 }  # fmt: skip
 
 
