@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import one_line
+from utils.metrics import SPLITS
 from utils.runtime import git_remote
 from utils.tracking.tracker import Confusion, Identity, Line, Media, Page, Picture, Table, Text, Tracker, check_records
 
-SPLITS = ("train", "validation", "test")  # in the order of their lines; the places after them are for media
 PLACES = 100  # in an optimizer step
 INIT_TIMEOUT = 30  # seconds for the server to take the run
 INSPECT_TIMEOUT = 60  # seconds for reading back one offline piece
@@ -183,4 +183,5 @@ class WandbTracker(Tracker):
 
 def place(step: int, split: str) -> int:
     """W&B's own step for a line of an optimizer step: unique, and growing in the order in which lines come."""
+    # In the order of their lines; the places after them are for media.
     return PLACES * step + (SPLITS.index(split) if split in SPLITS else len(SPLITS))
