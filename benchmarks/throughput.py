@@ -63,7 +63,7 @@ PEER_BATCH, PEER_SIZE = 128, 32  # main.py's
 SPREAD = ("median", "low", "high")
 FEWEST = 2  # windows of a measurement, however long they take
 LIMIT = 300.0  # seconds after which a process that has not given its numbers is given up
-QUICK = {"image_size": 16, "width": 16, "batch_size": 64, "rounds": 1, "seconds": 0.5, "evaluation_images": 400}
+QUICK = {"image_size": 8, "width": 16, "batch_size": 64, "rounds": 1, "seconds": 0.5, "evaluation_images": 400}
 
 
 def main() -> int:
@@ -209,8 +209,17 @@ def attempt(name: str, measure: Callable[[], Any], failures: list[str]) -> Any:
 
 def fresh(function: Callable[[argparse.Namespace], Any], settings: argparse.Namespace) -> Any:
     """`function(settings)` in a process of its own, so that memory, threads and GPU are free again afterwards."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, _context(settings)) as pool:
         return pool.submit(function, settings).result()
+
+
+def _context(settings: argparse.Namespace) -> Any:
+    """How processes are started; with --quick from one that has imported everything, where there is such a thing."""
+    if not settings.quick or "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.throughput"])
+    return context
 
 
 def by_name(rounds: list[dict[str, list[float]]]) -> dict[str, list[list[float]]]:
@@ -319,6 +328,7 @@ class Launch:
 
     def __init__(self, settings: argparse.Namespace, folder: Path, processes: int = 1, **options: Any):
         self.folder, self.log = folder / "run", folder / "run.log"
+        self.pause = 0.2 if settings.quick else 1.0  # seconds between two looks
         shutil.rmtree(self.folder, ignore_errors=True)
         several = "multi_gpu" if settings.on_gpu else "multi_cpu"
         topology = "bf16" if processes == 1 else several
@@ -343,10 +353,10 @@ class Launch:
         if self.process.returncode is None:
             self.end()
 
-    def training_lines(self, enough: Callable[[list[dict]], bool], every: float = 1.0) -> list[dict]:
+    def training_lines(self, enough: Callable[[list[dict]], bool], every: float | None = None) -> list[dict]:
         """The training lines of metrics.jsonl, as soon as they are enough; RuntimeError where they never are.
 
-        Looks `every` so many seconds: each look takes time from the training.
+        Looks `every` so many seconds; unset: rarely, since each look takes time from the training.
         """
         while time.perf_counter() < self.started + LIMIT:
             lines = self._lines()
@@ -354,7 +364,7 @@ class Launch:
                 return lines
             if self.process.poll() is not None:
                 raise RuntimeError(f"training ended early: {self.log.read_text()[-2000:]}")
-            time.sleep(every)
+            time.sleep(every or self.pause)
         raise RuntimeError(f"training gave too few lines within {LIMIT:.0f} s: {self.log.read_text()[-2000:]}")
 
     def _lines(self) -> list[dict]:
@@ -420,7 +430,7 @@ def start_up(settings: argparse.Namespace, folder: Path) -> dict[str, float]:
             finished = time.perf_counter() - launch.started
     begun = finished - line["images"] / line["images_per_second"]
     command = partial(subprocess.run, [sys.executable, "train_accelerate.py", "--help"], cwd=ROOT, capture_output=True)
-    help_rates = rates_of(partial(command, check=True), 1.0, 0.0, fewest=3)
+    help_rates = rates_of(partial(command, check=True), 1.0, 0.0, fewest=1 if settings.quick else 3)
     return {
         "first_step_begun_seconds": begun,
         "first_step_finished_seconds": finished,

@@ -2,11 +2,15 @@
 
 import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+
+from tests.processes import run as run_processes
+from tests.processes import train_script
+from utils.config import AnalyzeConfig, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,30 +24,45 @@ def pytest_configure(config: pytest.Config) -> None:
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder `name`/digits: `make` is called by the first process of tests that needs it, for all side by side."""
+    root = factory.getbasetemp()
+    place = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / name
+    place.mkdir(exist_ok=True)
+    with FileLock(place / "lock"):
+        if not (place / "made").exists():
+            shutil.rmtree(place / "digits", ignore_errors=True)
+            make(place / "digits")
+            (place / "made").touch()
+    return place / "digits"
+
+
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory) -> Path:
     """A finished run of a narrow ResNet-18 on the digits at 16 pixels, two epochs. Copy it before writing into it."""
-    path = tmp_path_factory.mktemp("runs") / "digits"
-    options = (
-        "--dataset digits --width 16 --image_size 16 --epochs 2 --batch_size 64 --optimizer sgd --lr 0.1 "
-        "--schedule onecycle --warmup_fraction 0.25 --horizontal_flip random --trackers none"
-    )
-    command = [sys.executable, "train_accelerate.py", *options.split(), "--output_dir", str(path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return path
+
+    def train(path: Path) -> None:
+        config = TrainConfig(
+            dataset="digits", width=16, image_size=16, epochs=2, batch_size=64, optimizer="sgd", lr=0.1,
+            schedule="onecycle", warmup_fraction=0.25, horizontal_flip="random", trackers=["none"],
+            output_dir=str(path),
+        )  # fmt: skip
+        log = path.with_name("log")
+        assert run_processes(train_script, config, log=log) == [0], log.read_text()
+
+    return made_once(tmp_path_factory, "trained", train)
 
 
 @pytest.fixture(scope="session")
 def analysed(digits_run, tmp_path_factory) -> Path:
-    """A copy of the run with its analysis."""
+    """A copy of the run with its analysis. Copy it before writing into it."""
     import analyze
-    from utils.config import AnalyzeConfig
 
-    path = tmp_path_factory.mktemp("analysed") / "digits"
-    shutil.copytree(digits_run, path)
-    analyze.main(AnalyzeConfig(run=str(path)))
-    return path
+    def copy_and_analyse(path: Path) -> None:
+        shutil.copytree(digits_run, path)
+        analyze.main(AnalyzeConfig(run=str(path)))
+
+    return made_once(tmp_path_factory, "analysed", copy_and_analyse)
 
 
 @pytest.fixture

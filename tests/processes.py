@@ -6,7 +6,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from utils.config import TrainConfig
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # The program itself, and what every training imports on its way.
-LATER = ["sklearn.datasets", "sklearn.model_selection", "scipy.stats", "huggingface_hub.repocard"]
-CONTEXT.set_forkserver_preload(["train_accelerate", "torch.distributed", *LATER])
+LATER = ["sklearn.datasets", "sklearn.model_selection", "scipy.stats", "huggingface_hub.repocard", "jinja2"]
+LATER += ["torch._dynamo"]  # which the first optimizer loads
+# pytest too: a process that calls a function of a file of tests imports that file.
+CONTEXT.set_forkserver_preload(["train_accelerate", "torch.distributed", "pytest", *LATER])
 
 TINY = {
     "dataset": "digits",
@@ -41,8 +43,9 @@ def tiny_config(output_dir: Path, **changes: Any) -> TrainConfig:
     return TrainConfig(**{**TINY, "output_dir": str(output_dir), **changes})
 
 
-def train_script(config: TrainConfig) -> None:
-    """train_accelerate.py with this config, errors and exit codes included."""
+def train_script(config: TrainConfig, environment: Mapping[str, str] | None = None) -> None:
+    """train_accelerate.py with this config and these variables, errors and exit codes included."""
+    os.environ.update(environment or {})
     from train_accelerate import main
     from utils.errors import run_script
 

@@ -31,8 +31,8 @@ def test_overfit_batches_sees_only_their_images_and_learns_them(tmp_path):
 
 @pytest.mark.parametrize("steps", [2, 12])
 def test_profile_names_the_operations_and_changes_nothing(tmp_path, steps):
-    plain = main(tiny_config(tmp_path / "plain", max_steps=steps))
-    profiled = main(tiny_config(tmp_path / "profiled", max_steps=steps, profile=True))
+    plain = main(tiny_config(tmp_path / "plain", image_size=8, max_steps=steps))
+    profiled = main(tiny_config(tmp_path / "profiled", image_size=8, max_steps=steps, profile=True))
     assert profiled["test_loss"] == plain["test_loss"]
     folder = tmp_path / "profiled" / "profile"
     if steps < 10:  # nothing was recorded yet

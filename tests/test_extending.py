@@ -77,7 +77,7 @@ def run(extended) -> Path:
     train = ["train_accelerate.py", *OPTIONS.split(), "--data_dir", str(images), "--output_dir", "run"]
     python(extended, *train, "--max_steps", "2")
     assert "resumed from run/checkpoints/step-000002" in python(extended, *train, "--max_steps", "3")
-    python(extended, "analyze.py", "run")
+    python(extended, "analyze.py", "run", "--only", "classes,gradcam,model", "--images", "10")
     return extended / "run"
 
 

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -434,7 +433,7 @@ def test_a_rank_that_stands_still_for_a_while_is_waited_for(tmp_path):
     processes = start(train_script, tiny_config(tmp_path / "run", **options), world_size=2)
     wait_for(lambda: logged_steps(tmp_path / "run") >= 6, processes)
     os.kill(processes[1].pid, signal.SIGSTOP)
-    time.sleep(5)
+    time.sleep(3)
     os.kill(processes[1].pid, signal.SIGCONT)
     assert join(processes) == [0, 0]
     assert outcome(tmp_path / "run") == outcome(tmp_path / "unbroken")
@@ -443,7 +442,7 @@ def test_a_rank_that_stands_still_for_a_while_is_waited_for(tmp_path):
 @pytest.mark.slow
 def test_a_rank_that_stands_still_too_long_is_given_up_and_the_run_goes_on(tmp_path):
     folder, log = tmp_path / "run", tmp_path / "log"
-    config = tiny_config(folder, **ENDLESS, peer_timeout=10)
+    config = tiny_config(folder, **ENDLESS, peer_timeout=6)
     processes = start(train_script, config, world_size=2, log=log)
     wait_for(lambda: saved_step(folder) >= 5, processes)
     os.kill(processes[1].pid, signal.SIGSTOP)
@@ -464,18 +463,13 @@ def test_a_rank_that_stands_still_too_long_is_given_up_and_the_run_goes_on(tmp_p
 KEYS = {"WANDB_API_KEY": "a" * 40, "HF_TOKEN": "hf_nobody"}  # in the form of keys; they belong to nobody
 
 
-def train_with_keys(config: TrainConfig, home: Path) -> None:
-    os.environ.update(KEYS, HF_HOME=str(home))
-    train_script(config)
-
-
 @pytest.mark.slow
 def test_without_a_network_a_run_is_kept_offline_and_its_model_is_not_uploaded(machine, tmp_path):
     """No name is resolved there. The host itself can still be talked to, as the parts of W&B do among themselves."""
     machine.run("ip", "link", "set", "lo", "up")
     folder, log = tmp_path / "run", tmp_path / "log"
     config = tiny_config(folder, **OPTIONS, max_steps=3, trackers=["wandb"], push_to_hub="nobody/digits")
-    assert run(*machine.within(partial(train_with_keys, home=tmp_path / "hf")), config, log=log) == [0]
+    assert run(*machine.within(train_script), config, {**KEYS, "HF_HOME": str(tmp_path / "hf")}, log=log) == [0]
     text = log.read_text()
     assert "Traceback" not in text
     assert not any(key in text for key in KEYS.values())

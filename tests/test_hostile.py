@@ -112,17 +112,12 @@ def path_of(run: Path, kind: str) -> Path:
 # -- one run that has everything --------------------------------------------------------------------------------------
 
 
-def train_offline(config) -> None:
-    os.environ.update({"WANDB_MODE": "offline", "WANDB_API_KEY": ""})
-    train_script(config)
-
-
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory) -> Path:
     """A finished run with every file that training and analysis write, and its options."""
     run = tmp_path_factory.mktemp("complete") / "run"
     config = tiny_config(run, trackers=TRACKERS or ["none"], **OPTIONS)
-    assert run_processes(train_offline, config) == [0]
+    assert run_processes(train_script, config, {"WANDB_MODE": "offline", "WANDB_API_KEY": ""}) == [0]
     for name in PROGRAMS.values():  # nothing opens them
         (run / "model" / name).write_bytes(b"a program")
     with pytest.MonkeyPatch.context() as patch:

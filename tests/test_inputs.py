@@ -1,27 +1,33 @@
 """What the sections are given is the same however it was found."""
 
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 
 import analyze
-from tests.conftest import ROOT
+from tests.processes import run as run_processes
 from tests.saved_runs import change
+from utils.analysis import robustness
 from utils.config import AnalyzeConfig
+from utils.errors import run_script
 
 SECTIONS = ["classes", "gallery", "calibration", "neighbours", "embedding", "robustness"]
+PROBED = 60  # images of the robustness probe
 
 
-def test_two_processes_find_the_same_for_every_section(run, tmp_path):
+def analyse(config: AnalyzeConfig) -> None:
+    """analyze.py with this config."""
+    robustness.IMAGES = PROBED
+    run_script(analyze.main, config)
+
+
+def test_two_processes_find_the_same_for_every_section(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(robustness, "IMAGES", PROBED)
     change(run / "config.yaml", validation_fraction=0.3)
-    other = shutil.copytree(run, tmp_path / "other")
+    other, log = shutil.copytree(run, tmp_path / "other"), tmp_path / "log"
     summary = analyze.main(AnalyzeConfig(run=str(run), only=SECTIONS))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29618"]
-    command = [*launcher, "analyze.py", str(other), "--only", ",".join(SECTIONS), "--track", "false"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    config = AnalyzeConfig(run=str(other), only=SECTIONS, track=False)
+    assert run_processes(analyse, config, world_size=2, log=log) == [0, 0], log.read_text()
     assert {"temperature", "neighbours", "robustness"} <= set(summary)
     one, two = (np.load(path / "analysis" / "predictions.npz") for path in (run, other))
     for key in ("logits", "labels", "indices", "features"):

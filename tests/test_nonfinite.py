@@ -18,7 +18,7 @@ from utils.errors import SuiteError, run_script
 from utils.metrics import MetricsFile
 from utils.training.nonfinite import MOST_ROLLBACKS
 
-OPTIONS = {"checkpoint_every_steps": 5, "log_every_steps": 4, "keep_checkpoints": 3, "epochs": 2}
+OPTIONS = {"image_size": 8, "checkpoint_every_steps": 5, "log_every_steps": 4, "keep_checkpoints": 3, "epochs": 2}
 BAD = 13  # the step that goes wrong; the last checkpoint is of step 10, and it is noticed where the next is due
 
 
@@ -120,7 +120,7 @@ def test_rolled_back_run_is_the_same_after_a_stop(rolled_back, tmp_path, stopped
 def test_rollback_to_an_earlier_epoch_counts_the_epochs_on(tmp_path):
     """The checkpoint of the epoch's end is damaged, so it goes back to that of the epoch before."""
     folder, log = tmp_path / "run", tmp_path / "log"
-    config = tiny_config(folder, epochs=3, log_every_steps=5, on_nan="rollback", nan_patience=1)
+    config = tiny_config(folder, image_size=8, epochs=3, log_every_steps=5, on_nan="rollback", nan_patience=1)
     assert run(train_badly, config, 0, "images", 0, 48, True, log=log) == [0]
     assert "back to step-000023, without steps 24 to 48" in log.read_text()
     evaluated = [row["step"] for row in MetricsFile(folder / "metrics.jsonl").rows() if row["split"] == "test"]

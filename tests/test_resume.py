@@ -6,10 +6,12 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks.kill_test import TIMINGS
@@ -19,7 +21,9 @@ from utils.checkpoint import FORMAT_VERSION, list_checkpoints
 from utils.config import TrainConfig, load_config
 from utils.files import digest
 
-OPTIONS = {"checkpoint_every_steps": 5, "cutout": 4, "horizontal_flip": "random", "keep_checkpoints": 3}
+OPTIONS = {
+    "image_size": 8, "checkpoint_every_steps": 5, "cutout": 4, "horizontal_flip": "random", "keep_checkpoints": 3,
+}  # fmt: skip
 
 
 def outcome(folder: Path) -> dict[str, object]:
@@ -66,7 +70,13 @@ def test_killed_run_ends_with_the_same_weights(unbroken, tmp_path, world_size, a
 
 POLICIES = {
     "averages of a progressive resolution": (
-        {"ema_decay": 0.99, "lookahead_steps": 4, "resolution": "8@0.3,12@0.6,16", "tta": "flip_translate"},
+        {
+            "ema_decay": 0.99,
+            "lookahead_steps": 4,
+            "image_size": 16,
+            "resolution": "8@0.3,12@0.6,16",
+            "tta": "flip_translate",
+        },
         {"unaveraged.safetensors", "lookahead.safetensors"},
     ),
     "muon, mixing by albumentations, and a validation split": (
@@ -88,10 +98,10 @@ POLICIES = {
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_goes_on_exactly(tmp_path, name):
     options, files = POLICIES[name]
-    options = OPTIONS | options
+    options = OPTIONS | options | {"epochs": 2}
     assert run(train_script, tiny_config(tmp_path / "unbroken", **options)) == [0]
     config = tiny_config(tmp_path / "run", **options)
-    for at_step in (8, 38):  # before and after the sizes of the images change
+    for at_step in (8, 24):  # before and after the sizes of the images change
         (process,) = start(train_script, config)
         wait_for(lambda steps=at_step: logged_steps(tmp_path / "run") >= steps, [process])
         os.kill(process.pid, signal.SIGKILL)
@@ -160,8 +170,8 @@ def test_second_interrupt_stops_at_once(tmp_path):
 
 def test_resume_with_other_processes_workers_and_micro_batches_goes_on(unbroken, tmp_path):
     """The order of the data goes on as if nothing had changed; without batch statistics so does the loss."""
-    folder, options = tmp_path / "run", {**OPTIONS, "norm": "group", "lr": 0.001}
-    assert run(train_script, tiny_config(folder, **options, max_steps=28)) == [0]
+    folder, options = tmp_path / "run", {**OPTIONS, "norm": "group", "lr": 0.001, "max_steps": 36}
+    assert run(train_script, tiny_config(folder, **{**options, "max_steps": 28})) == [0]
     changed = tiny_config(folder, **options, num_workers=1, micro_batch_size=10)
     assert run(train_script, changed, world_size=2) == [0, 0]
     straight = tmp_path / "straight"
@@ -170,7 +180,7 @@ def test_resume_with_other_processes_workers_and_micro_batches_goes_on(unbroken,
         {row["step"]: row["loss"] for row in outcome(path)["metrics"] if row["split"] == "train"}
         for path in (folder, straight)
     )
-    assert found.keys() == expected.keys() == set(range(1, 70))
+    assert found.keys() == expected.keys() == set(range(1, 37))
     for step in (29, 30, 31, 32):  # later steps drift apart by the rounding of the first
         assert found[step] == pytest.approx(expected[step], rel=1e-3)
 
@@ -214,7 +224,7 @@ def test_full_disk_keeps_the_older_checkpoint_and_training_goes_on(unbroken, tmp
 
 def test_dead_rank_ends_the_others_within_seconds_and_one_line(tmp_path):
     folder, log = tmp_path / "run", tmp_path / "log"
-    processes = start(train_script, tiny_config(folder, epochs=200), world_size=3, log=log)
+    processes = start(train_script, tiny_config(folder, image_size=8, epochs=200), world_size=3, log=log)
     wait_for(lambda: logged_steps(folder) >= 5, processes)
     os.kill(processes[2].pid, signal.SIGKILL)
     started = time.monotonic()
@@ -316,15 +326,20 @@ def test_fork_from_a_checkpoint_takes_the_curves_along(unbroken, tmp_path):
     assert outcome(tmp_path / "fork") == outcome(unbroken[1])
 
 
+def has_ended(process: psutil.Process) -> bool:
+    """Also where nobody asks how: its parent has died before."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", ["cpu", "multi_cpu"])
 def test_sigterm_to_the_launcher_saves(tmp_path, topology):
-    import subprocess
-
     folder = tmp_path / "run"
-    options = [
-        f"--{name}={value}" for name, value in vars(tiny_config(folder, epochs=200)).items() if value is not None
-    ]
+    config = tiny_config(folder, image_size=8, epochs=200)
+    options = [f"--{name}={value}" for name, value in vars(config).items() if value is not None]
     options = [option for option in options if not option.startswith("--trackers")] + ["--trackers=none"]
     command = [
         sys.executable,
@@ -337,22 +352,20 @@ def test_sigterm_to_the_launcher_saves(tmp_path, topology):
     deadline = time.monotonic() + 90
     while logged_steps(folder) < 5 and time.monotonic() < deadline:
         time.sleep(0.05)
+    processes = psutil.Process(launcher.pid).children(recursive=True)
     launcher.send_signal(signal.SIGTERM)
     launcher.wait(60)
-    time.sleep(0.5 if topology == "multi_cpu" else 3)  # a single process is on its own from here
+    deadline = time.monotonic() + 60
+    while not all(map(has_ended, processes)):  # a single process is on its own from here
+        assert time.monotonic() < deadline, "it trains on"
+        time.sleep(0.05)
     steps = logged_steps(folder)
     assert 5 <= steps < 200 * 23
     assert int(list_checkpoints(folder / "checkpoints")[-1].name[5:]) == steps
-    time.sleep(1)
-    assert logged_steps(folder) == steps
 
 
 @pytest.mark.slow
 def test_max_restarts_brings_a_killed_run_back_by_itself(unbroken, tmp_path):
-    import subprocess
-
-    import psutil
-
     folder = tmp_path / "run"
     options = [
         f"--{name}={value}"

@@ -1,6 +1,7 @@
 """W&B, TensorBoard and trackio: what they show of a run, and that no fault of theirs costs the run anything."""
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -15,7 +16,6 @@ from typing import Any
 import pytest
 import yaml
 
-import analyze
 from tests.processes import join, start, tiny_config, train_script, wait_for
 from tests.processes import run as run_processes
 from tests.wandb_server import WandbServer
@@ -50,10 +50,8 @@ def nobody_is_logged_in(monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
 
 
-def train(config, environment: dict[str, str]) -> None:
-    """In a process of its own: the script, with these variables."""
-    os.environ.update(environment)
-    train_script(config)
+# Of 46 steps, each of some milliseconds, in two epochs: 27 lines are a few of the second.
+LIFE = {"image_size": 8, "epochs": 2, "checkpoint_every_steps": 10}
 
 
 def rows(folder: Path) -> list[dict]:
@@ -73,8 +71,9 @@ def records(folder: Path, kind: str) -> list[dict]:
     return found
 
 
+@functools.cache
 def inspect(piece: Path) -> list[dict]:
-    """What a W&B run has written, record by record."""
+    """What a W&B run that is over has written, record by record."""
     command = [WANDB, "leet", "inspect", "--json", str(piece)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
@@ -96,21 +95,23 @@ def kill(processes: list, folder: Path, after: int, signum: int = signal.SIGKILL
 # -- a W&B run, record by record --------------------------------------------------------------------------------------
 
 
+TRACKED = {"image_size": 8, "epochs": 2, "log_every_steps": 6, "validation_fraction": 0.2, "find_lr": True}
+
+
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory) -> Path:
     """A finished run of two processes under all three trackers, and its analysis; W&B offline."""
     folder = tmp_path_factory.mktemp("tracked") / "run"
     config = tiny_config(
-        folder, trackers=["wandb", "tensorboard", "trackio"], epochs=2, log_every_steps=6, validation_fraction=0.2,
-        run_group="seeds", run_tags=["small", "test"], find_lr=True, track_model="all", project_name="digits",
+        folder, **TRACKED, trackers=["wandb", "tensorboard", "trackio"], run_group="seeds", run_tags=["small", "test"],
+        track_model="all", project_name="digits",
     )  # fmt: skip
+    variables, log = {**SECRETS, **REMOTE, "WANDB_MODE": "offline"}, folder.with_name("log")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NETRC", str(folder / "netrc"))
-        for name, value in {**SECRETS, **REMOTE}.items():
-            patch.setenv(name, value)
-        assert run_processes(train, config, {"WANDB_MODE": "offline"}, world_size=2) == [0, 0]
-        environment = {**os.environ, "WANDB_MODE": "offline"}
-        analysis = [sys.executable, "analyze.py", str(folder)]
+        assert run_processes(train_script, config, variables, world_size=2, log=log) == [0, 0], log.read_text()
+        analysis = [sys.executable, "analyze.py", str(folder), "--images", "10"]
+        environment = {**os.environ, **variables}
         done = subprocess.run(analysis, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
         assert "warning" not in done.stderr
     return folder
@@ -205,8 +206,7 @@ def test_an_artifact_of_a_checkpoint_can_be_resumed(tracked, tmp_path):
     for entry in checkpoint["manifest"]["contents"]:
         (tmp_path / "checkpoint").mkdir(exist_ok=True)
         shutil.copyfile(entry["local_path"], tmp_path / "checkpoint" / entry["path"])
-    changes = {"epochs": 2, "validation_fraction": 0.2, "log_every_steps": 6, "find_lr": True}
-    config = tiny_config(tmp_path / "fork", resume=str(tmp_path / "checkpoint"), **changes)
+    config = tiny_config(tmp_path / "fork", resume=str(tmp_path / "checkpoint"), **TRACKED)
     assert run_processes(train_script, config) == [0]
     assert json.loads((tmp_path / "fork" / "summary.json").read_text())["epochs"] == 2
 
@@ -214,7 +214,7 @@ def test_an_artifact_of_a_checkpoint_can_be_resumed(tracked, tmp_path):
 def test_the_analysis_is_in_the_same_run_as_media_that_stay_with_a_copy(tracked, tmp_path):
     copied = Path(shutil.copytree(tracked, tmp_path / "elsewhere"))
     piece = sorted((copied / "wandb").glob("offline-run-*"))[-1]
-    item = [record["item"] for record in records(copied, "history")][-1]
+    item = [record["item"] for record in records(tracked, "history")][-1]  # as in the copy
     shown = {key.removeprefix("analysis/").split(".")[0] for key in item if key.startswith("analysis/")}
     assert {
         "accuracy", "curves", "confusion_matrix", "calibration", "misclassified", "gradcam", "misclassified_images",
@@ -240,7 +240,7 @@ def test_the_analysis_is_in_the_same_run_as_media_that_stay_with_a_copy(tracked,
 
 def test_an_offline_run_of_two_processes_goes_on_after_a_kill_without_a_repeated_or_missing_line(tmp_path):
     folder = tmp_path / "run"
-    config = tiny_config(folder, trackers=["wandb"], checkpoint_every_steps=10)
+    config = tiny_config(folder, trackers=["wandb"], **LIFE)
     kill(start(train_script, config, world_size=2), folder, after=27)
     assert run_processes(train_script, config, world_size=2) == [0, 0]
     items = [record["item"] for record in records(folder, "history")]
@@ -255,10 +255,10 @@ def test_an_offline_run_of_two_processes_goes_on_after_a_kill_without_a_repeated
 def test_an_online_run_goes_on_after_a_stop_without_a_repeated_or_missing_line(tmp_path, signum):
     """A killed client has told the server nothing of its last fifteen seconds."""
     folder = tmp_path / "run"
-    config = tiny_config(folder, trackers=["wandb"], checkpoint_every_steps=10)
+    config = tiny_config(folder, trackers=["wandb"], **LIFE)
     with WandbServer() as server:
-        kill(start(train, config, server.environment), folder, after=27, signum=signum)
-        assert run_processes(train, config, server.environment) == [0]
+        kill(start(train_script, config, server.environment), folder, after=27, signum=signum)
+        assert run_processes(train_script, config, server.environment) == [0]
     ((run_id, tracked),) = server.runs.items()
     assert run_id == json.loads((folder / "environment.json").read_text())["run_id"]
     assert lines_of(tracked["history"]) == [(row["step"], row["split"]) for row in rows(folder)]
@@ -272,10 +272,10 @@ def test_an_online_run_goes_on_after_a_stop_without_a_repeated_or_missing_line(t
 
 def test_a_run_that_began_offline_is_whole_online(tmp_path):
     folder = tmp_path / "run"
-    config = tiny_config(folder, trackers=["wandb"], checkpoint_every_steps=10)
+    config = tiny_config(folder, trackers=["wandb"], **LIFE)
     kill(start(train_script, config), folder, after=27, signum=signal.SIGTERM)
     with WandbServer() as server:
-        assert run_processes(train, config, server.environment) == [0]
+        assert run_processes(train_script, config, server.environment) == [0]
     (tracked,) = server.runs.values()
     assert lines_of(tracked["history"]) == [(row["step"], row["split"]) for row in rows(folder)]
 
@@ -302,12 +302,12 @@ def test_a_copy_of_a_run_directory_is_sent_from_another_machine(tracked, tmp_pat
 @pytest.mark.parametrize("fault", ["refuse", "hang", "nobody"])
 def test_a_run_whose_server_does_not_answer_is_kept_offline_and_says_so_once(tmp_path, fault):
     folder, log = tmp_path / "run", tmp_path / "log"
-    config = tiny_config(folder, trackers=["wandb"], epochs=1)
+    config = tiny_config(folder, trackers=["wandb"], image_size=8, epochs=1)
     with WandbServer(fault) as server:
         environment = {**server.environment, "WANDB_HTTP_TIMEOUT": "2"}
         if fault == "nobody":
             environment["WANDB_BASE_URL"] = "http://127.0.0.1:9"
-        assert run_processes(train, config, environment, log=log) == [0]
+        assert run_processes(train_script, config, environment, log=log) == [0]
     said = [line for line in log.read_text().splitlines() if "W&B" in line]
     assert len(said) == 1
     assert "kept offline" in said[0]
@@ -318,10 +318,10 @@ def test_a_run_whose_server_does_not_answer_is_kept_offline_and_says_so_once(tmp
 
 def test_a_server_that_falls_silent_during_the_run_costs_nothing_but_the_dashboard(tmp_path):
     folder, log = tmp_path / "run", tmp_path / "log"
-    config = tiny_config(folder, trackers=["wandb"])
+    config = tiny_config(folder, trackers=["wandb"], image_size=8, epochs=2)
     with WandbServer() as server:
         environment = {**server.environment, "WANDB_HTTP_TIMEOUT": "2", "WANDB_FINISH_TIMEOUT": "3"}
-        processes = start(train, config, environment, log=log)
+        processes = start(train_script, config, environment, log=log)
         wait_for(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) >= 5, processes)
         server.fault = "hang"
         join(processes)
@@ -337,8 +337,8 @@ def test_a_server_that_falls_silent_during_the_run_costs_nothing_but_the_dashboa
 
 def test_a_wrong_key_is_named_and_the_run_kept_offline(tmp_path):
     log = tmp_path / "log"
-    config = tiny_config(tmp_path / "run", trackers=["wandb"], max_steps=2)
-    assert run_processes(train, config, {"WANDB_API_KEY": "short"}, log=log) == [0]
+    config = tiny_config(tmp_path / "run", trackers=["wandb"], image_size=8, max_steps=2)
+    assert run_processes(train_script, config, {"WANDB_API_KEY": "short"}, log=log) == [0]
     (said,) = [line for line in log.read_text().splitlines() if "W&B" in line]
     assert "kept offline" in said
 
@@ -350,13 +350,14 @@ def test_wandb_variables_are_respected(tmp_path):
         "WANDB_RUN_GROUP": "family", "WANDB_TAGS": "one,two", "WANDB_DIR": str(tmp_path / "there"),
     }  # fmt: skip
     (tmp_path / "there").mkdir()
-    assert run_processes(train, tiny_config(folder, trackers=["wandb"], max_steps=2), variables) == [0]
+    config = tiny_config(folder, trackers=["wandb"], image_size=8, max_steps=2)
+    assert run_processes(train_script, config, variables) == [0]
     assert not list(folder.glob("wandb/*run-*"))
     (record,) = records(tmp_path / "there", "run")
     found = tuple(record[key] for key in ("project", "display_name", "run_id", "run_group", "tags"))
     assert found == ("theirs", "named", "chosen1", "family", ["one", "two"])
-    off = tiny_config(tmp_path / "off", trackers=["wandb"], max_steps=2)
-    assert run_processes(train, off, {"WANDB_MODE": "disabled"}) == [0]
+    off = tiny_config(tmp_path / "off", trackers=["wandb"], image_size=8, max_steps=2)
+    assert run_processes(train_script, off, {"WANDB_MODE": "disabled"}) == [0]
     assert not list((tmp_path / "off").glob("wandb/*run-*"))
 
 
@@ -393,6 +394,8 @@ def test_a_failing_tracker_warns_once_and_the_others_go_on(tmp_path, capsys):
 
 
 def test_a_failing_tracker_does_not_fail_the_analysis(run, monkeypatch, capsys):
+    import analyze  # here, so that not every process of these tests imports it
+
     monkeypatch.setenv("WANDB_MODE", "offline")
     path = run / "config.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"trackers": ["wandb"]}))
@@ -402,14 +405,17 @@ def test_a_failing_tracker_does_not_fail_the_analysis(run, monkeypatch, capsys):
     assert (run / "analysis" / "report.html").exists()
 
 
+def train_and_look_at_the_modules(config: TrainConfig) -> None:
+    from train_accelerate import main
+
+    main(config)
+    assert not {"wandb", "torch.utils.tensorboard", "trackio", "torchinfo"} & sys.modules.keys()
+
+
 def test_without_trackers_their_libraries_are_not_loaded(tmp_path):
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from tests.processes import tiny_config; from train_accelerate import main\n"
-        f"main(tiny_config(Path({str(tmp_path)!r}), max_steps=1)); assert 'wandb' not in sys.modules, 'wandb';"
-        "assert not {'torch.utils.tensorboard', 'trackio', 'torchinfo'} & sys.modules.keys()"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    log = tmp_path / "log"
+    config = tiny_config(tmp_path / "run", image_size=8, max_steps=1)
+    assert run_processes(train_and_look_at_the_modules, config, log=log) == [0], log.read_text()
 
 
 def test_tracker_that_is_not_installed_is_refused_with_how_to_install_it(monkeypatch):
@@ -480,7 +486,7 @@ def test_tensorboard_compares_runs_by_options_and_results(tracked):
 
 def test_the_others_go_on_after_a_kill_without_a_repeated_or_missing_line(tmp_path):
     folder = tmp_path / "run"
-    config = tiny_config(folder, trackers=["tensorboard", "trackio"], checkpoint_every_steps=10)
+    config = tiny_config(folder, trackers=["tensorboard", "trackio"], **LIFE)
     kill(start(train_script, config), folder, after=27)
     assert run_processes(train_script, config) == [0]
     scalars, logged = board(folder), trackio_logs(folder)
@@ -540,7 +546,7 @@ def test_the_sweep_runs_as_it_is():
         **os.environ, "WANDB_RUN_ID": "sweep1", "WANDB_MODE": "offline",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }  # fmt: skip
-    tiny = ["--dataset=digits", "--width=16", "--image_size=16", "--fast_dev_run=true"]
+    tiny = ["--dataset=digits", "--width=16", "--image_size=8", "--batch_size=64", "--fast_dev_run=true"]
     done = subprocess.run([*first, *tiny], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "everything runs" in done.stdout
