@@ -7,7 +7,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-SIDE_BY_SIDE = --numprocesses "$$($(BIN)/python -c 'import os; print(min(8, os.cpu_count() * 3 // 2))')" --dist loadfile
+SIDE_BY_SIDE = --numprocesses "$$($(BIN)/python -c 'import os; print(min(8, os.cpu_count() * 2))')" --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test lint coverage audit bench
 
@@ -30,8 +30,8 @@ demo: $(INSTALLED)
 		train_accelerate.py --config recipes/digits.yaml
 	$(BIN)/python analyze.py runs/digits
 
-# A file of tests on each core, at most eight at once, and half as many beside them: tests wait for processes that die,
-# time out or write to a disk.
+# Files of tests side by side, two on each core, at most eight at once: tests wait for processes that die, time out or
+# write to a disk. Those with slow tests come first (tests/conftest.py).
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 

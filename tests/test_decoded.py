@@ -276,8 +276,9 @@ def test_full_disk_leaves_no_store(root):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no limits on files")
 def test_a_write_that_breaks_off_leaves_no_store(root):
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))"
-    limited = loading(root, before=limit).communicate(timeout=60)
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 20_000_000))"
+    lifted = "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000))"  # for what measures coverage
+    limited = loading(root, before=limit, more=lifted).communicate(timeout=60)
     assert stored(root) == []
     assert limited == loading(root).communicate(timeout=60)
 

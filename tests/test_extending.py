@@ -15,6 +15,8 @@ from safetensors.numpy import load_file
 from data.datasets import load_split
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 PAGES = sorted((ROOT / "docs" / "extending").glob("*.md"))
 BLOCK = re.compile(r"```(python|diff)\n(.*?)```", re.DOTALL)
 COUNT = 60  # images of each split

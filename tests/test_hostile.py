@@ -48,7 +48,7 @@ from utils.tracking.tracker import Identity
 from utils.tracking.trackers import Trackers, tracked_as
 from utils.training.state import STATE_FORMS, TrainState
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 
 TRACKERS = [name for name in ("wandb", "tensorboard", "trackio") if find_spec(name)]
 OPTIONS = {

@@ -15,6 +15,8 @@ from tests.processes import run, tiny_config, train_script
 from utils.errors import EnvironmentFault
 from utils.training.micro_batch import fit_micro_batch_size, largest_that_fits, micro_batches
 
+pytestmark = pytest.mark.slow
+
 # Rounding differs between divisions of a batch, and training amplifies it: a unit at the kink of its ReLU is enough,
 # and on images with large areas of one value many units meet there at once. Hence coloured noise and a low learning
 # rate, at which a wrong weight of one image still shows.

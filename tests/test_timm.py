@@ -35,6 +35,8 @@ from utils.config import AnalyzeConfig, TrainConfig
 from utils.errors import UserError
 from utils.training.optimizers import create_optimizer
 
+pytestmark = pytest.mark.slow
+
 timm = pytest.importorskip("timm")
 VisionTransformer = timm.models.VisionTransformer
 

@@ -333,9 +333,7 @@ def test_suggested_rate_is_stable_and_as_good_as_the_recipes(tmp_path):
     suggested = []
     for seed in range(2):
         for rate in accuracy:
-            summary = main(
-                tiny_config(tmp_path / f"{rate}-{seed}", lr=rate, seed=seed, image_size=8, cutout=0, epochs=4)
-            )
+            summary = main(tiny_config(tmp_path / f"{rate}-{seed}", lr=rate, seed=seed, cutout=0, epochs=4))
             accuracy[rate].append(summary["test_accuracy"])
             if rate == "auto":
                 suggested.append(summary["learning_rate"])
