@@ -300,6 +300,8 @@ OPTIONS = [
 
 @table(OPTIONS)
 def test_a_wrong_option_is_refused(capsys, given, words):
+    if "timm:" in given:
+        pytest.importorskip("timm")
     refused(capsys, TrainConfig, [*TRAIN, *words_of(given)], *words)
 
 
@@ -947,6 +949,7 @@ RUN_NAME = "<script>alert('run')</script> --- $\n# title"
 @pytest.fixture(scope="module")
 def named(tmp_path_factory) -> Path:
     """A run of such names, with its analysis and that of a copy with another such name, in two folders."""
+    pytest.importorskip("tensorboard")
     root = tmp_path_factory.mktemp("it's <b>here $1 é")
     image_folder(root / "images", classes=NAMES, counts={"train": 2, "test": 1})
     for path in list((root / "images").rglob("0.png")):
