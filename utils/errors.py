@@ -167,13 +167,14 @@ def run_script(main: Callable[[Any], Any], config: Any) -> NoReturn:
         if config.debug:
             print(without_secrets(traceback.format_exc()), file=sys.stderr)
         leave(known.exit_code, "" if known.silent else f"error: {one_line(known)}")
-    sys.exit(0)
+    leave(0, "")
 
 
 def leave(code: int, line: str) -> NoReturn:
-    """Prints the line, flushes, and ends at once where other ranks may already be gone.
+    """Prints the line, flushes, and ends at once where there are other ranks, which may already be gone.
 
-    In a group of processes the interpreter's own shutdown would wait for peers that no longer answer.
+    In a group of processes the interpreter's own shutdown would wait for peers that no longer answer, and gloo's
+    threads, which outlive the group, now and then abort in it (SIGABRT after a finished training, torch 2.14).
     """
     if line:
         print(without_secrets(line), file=sys.stderr)
