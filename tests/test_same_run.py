@@ -47,6 +47,7 @@ KINDS = {
     "albumentations": {"augment_backend": "albumentations"},
     "mixed": {"mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1},
     "mixed by albumentations": {"augment_backend": "albumentations", "cutmix": 1.0},
+    "muon": {"optimizer": "muon", "lr": 1e-4, "momentum": 0.8},  # whose steps are as long whatever the gradient's size
     "record policies": {
         "resolution": "8@0.3,12@0.6,16", "ema_decay": 0.99, "lookahead_steps": 5, "norm_bias_lr_factor": 4.0,
     },
@@ -61,7 +62,8 @@ def one_process(noise, tmp_path_factory):
     def folder(kind: str) -> Path:
         if kind not in folders:
             folders[kind] = tmp_path_factory.mktemp("same") / "one"
-            assert run(train_script, tiny_config(folders[kind], **NOISE, **KINDS[kind], data_dir=str(noise))) == [0]
+            config = tiny_config(folders[kind], **{**NOISE, **KINDS[kind]}, data_dir=str(noise))
+            assert run(train_script, config) == [0]
         return folders[kind]
 
     return folder
@@ -74,11 +76,12 @@ def one_process(noise, tmp_path_factory):
         ("albumentations", 3, {"num_workers": 2, "micro_batch_size": 5, "memory_fraction": 0.0}),  # from disk
         ("mixed", 3, {"micro_batch_size": 5}),
         ("mixed by albumentations", 2, {"num_workers": 1}),
+        ("muon", 2, {"micro_batch_size": 8}),
         ("record policies", 2, {"micro_batch_size": 8}),
     ],
 )
 def test_loss_at_every_step_is_the_same(noise, one_process, tmp_path, kind, world_size, changes):
-    config = tiny_config(tmp_path / "run", **NOISE, **KINDS[kind], data_dir=str(noise), **changes)
+    config = tiny_config(tmp_path / "run", **{**NOISE, **KINDS[kind]}, data_dir=str(noise), **changes)
     assert run(train_script, config, world_size=world_size) == [0] * world_size
     expected, found = rows(one_process(kind)), rows(tmp_path / "run")
     assert [(row["step"], row["split"]) for row in found] == [(row["step"], row["split"]) for row in expected]
