@@ -5,7 +5,8 @@
     python benchmarks/publish.py                                        # table and plot alone
 
 A run has been analysed before (`analyze.py RUN`). Its records and small pictures are copied, its weights are not. The
-numbers come from the copied summary.json and metrics.jsonl; the table has its place in docs/results/README.md.
+numbers come from the copied summary.json and metrics.jsonl; the table has its place in the README and, with the
+commands, in docs/results/README.md.
 """
 
 import argparse
@@ -87,8 +88,8 @@ def main() -> None:
         copy_run(arguments.run, RESULTS / (arguments.name or arguments.run.name))
     results = read_results(RESULTS)
     error_against_time(results).savefig(RESULTS / "error_against_time.png", dpi=110)
-    page = RESULTS / "README.md"
-    page.write_text(with_table(page.read_text(), table(results)))
+    for page, text in pages(results).items():
+        page.write_text(text)
 
 
 def copy_run(run: Path, folder: Path) -> None:
@@ -120,8 +121,18 @@ def mean_accuracy(seeds: list[Result]) -> float:
     return statistics.mean(result.summary["test_accuracy"] for result in seeds)
 
 
-def table(results: dict[str, list[Result]]) -> str:
-    """One line a recipe. The interval is that of the images (Wilson); the spread is that of the seeds."""
+def pages(results: dict[str, list[Result]]) -> dict[Path, str]:
+    """The pages that show the table, as they should be: the README at the top, and the results with their commands."""
+    commands = "\n".join(f"    {command(seeds[0])}" for seeds in results.values())
+    texts = {
+        ROOT / "README.md": table(results, ROOT),
+        RESULTS / "README.md": f"{table(results, RESULTS)}\n\nThe commands, in the same order:\n\n{commands}",
+    }
+    return {page: with_table(page, text) for page, text in texts.items()}
+
+
+def table(results: dict[str, list[Result]], folder: Path) -> str:
+    """One line a recipe, linked from `folder`. The interval is that of the images (Wilson), the spread the seeds'."""
     lines = [
         "| recipe | test accuracy | 95 % interval | seeds | epochs | training time | images/s | PFLOP |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -138,12 +149,11 @@ def table(results: dict[str, list[Result]]) -> str:
         seconds = statistics.mean(result.summary["train_seconds"] for result in seeds)
         speed = statistics.mean(result.summary["images_per_second"] for result in seeds)
         lines.append(
-            f"| [{recipe}]({seeds[0].folder.relative_to(RESULTS).as_posix()}/) | {shown} | {low:.2%} – {high:.2%} "
+            f"| [{recipe}]({seeds[0].folder.relative_to(folder).as_posix()}/) | {shown} | {low:.2%} – {high:.2%} "
             f"| {', '.join(str(result.summary['seed']) for result in seeds)} | {seeds[0].summary['epochs']} "
             f"| {duration(seconds)} | {speed:.0f} | {seeds[0].petaflop:.2f} |"
         )
-    commands = "\n".join(f"    {command(seeds[0])}" for seeds in results.values())
-    return "\n".join(lines) + f"\n\nThe commands, in the same order:\n\n{commands}"
+    return "\n".join(lines)
 
 
 def command(result: Result) -> str:
@@ -159,11 +169,12 @@ def command(result: Result) -> str:
     return " ".join([launch, words[0], *kept])
 
 
-def with_table(page: str, text: str) -> str:
-    """The page with this text between the two marks."""
-    if BEGIN not in page or END not in page:
-        raise SystemExit(f"error: {RESULTS / 'README.md'} lacks the line {BEGIN} or {END}")
-    return re.sub(f"{re.escape(BEGIN)}.*{re.escape(END)}", lambda _: f"{BEGIN}\n{text}\n{END}", page, flags=re.DOTALL)
+def with_table(page: Path, text: str) -> str:
+    """What the page says, with this text between the two marks."""
+    old = page.read_text()
+    if BEGIN not in old or END not in old:
+        raise SystemExit(f"error: {page} lacks the line {BEGIN} or {END}")
+    return re.sub(f"{re.escape(BEGIN)}.*{re.escape(END)}", lambda _: f"{BEGIN}\n{text}\n{END}", old, flags=re.DOTALL)
 
 
 def flops_per_image(config: dict[str, Any], size: int) -> int:
