@@ -16,6 +16,7 @@ import shutil
 import statistics
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Result:
     environment: dict[str, Any]
     rows: list[dict[str, Any]]
 
-    @property
+    @cached_property
     def petaflop(self) -> float:
         """10^15 floating-point operations of the whole training: forward and backward, every image at its size."""
         images: dict[int, int] = {}
