@@ -26,7 +26,7 @@ from utils.checkpoint import list_checkpoints, load_model
 from utils.config import AnalyzeConfig, TrainConfig, load_config
 from utils.duration import duration
 from utils.launcher import available_cores
-from utils.training.lr_finder import range_test
+from utils.training.lr_finder import range_test, suggest
 
 
 def rows(folder: Path) -> list[dict]:
@@ -327,25 +327,39 @@ def test_range_test_leaves_no_trace_in_the_training(finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_suggested_rate_is_stable_and_as_good_as_the_recipes(tmp_path):
+@pytest.mark.parametrize(
+    ("by_hand", "options"),
+    [
+        (0.1, {"optimizer": "sgd"}),
+        (0.02, {"optimizer": "muon", "momentum": 0.8, "weight_decay": 0.5, "decay_norm_and_bias": False}),
+    ],
+    ids=["sgd", "muon"],
+)
+def test_suggested_rate_is_stable_and_as_good_as_the_recipes(by_hand, options, tmp_path):
     """On digits: two seeds within a factor of 2, and at most 1 point under the rate that was chosen by hand."""
-    accuracy: dict[object, list[float]] = {"auto": [], 0.1: []}
+    accuracy: dict[object, list[float]] = {"auto": [], by_hand: []}
     suggested = []
     for seed in range(2):
         for rate in accuracy:
-            summary = main(tiny_config(tmp_path / f"{rate}-{seed}", lr=rate, seed=seed, cutout=0, epochs=4))
+            config = tiny_config(tmp_path / f"{rate}-{seed}", lr=rate, seed=seed, cutout=0, epochs=4, **options)
+            summary = main(config)
             accuracy[rate].append(summary["test_accuracy"])
             if rate == "auto":
                 suggested.append(summary["learning_rate"])
     assert max(suggested) <= 2 * min(suggested)
-    assert sum(accuracy["auto"]) / 2 >= sum(accuracy[0.1]) / 2 - 0.01
+    assert sum(accuracy["auto"]) / 2 >= sum(accuracy[by_hand]) / 2 - 0.01
+
+
+@pytest.mark.parametrize(("share", "suggestion"), [(1.0, 0.3), (1 / 3, 0.1)])
+def test_suggestion_is_a_share_of_the_rate_with_the_lowest_smoothed_loss(share, suggestion):
+    assert suggest([0.1, 0.3, 0.9], [2.0, 1.5, 1.9], share) == pytest.approx(suggestion)
 
 
 def test_range_test_without_any_finite_loss_is_one_clear_error():
     from utils.errors import SuiteError
 
     with pytest.raises(SuiteError, match="no finite loss"):
-        range_test(lambda rate: float("nan"))
+        range_test(lambda rate: float("nan"), share=1.0)
 
 
 def test_command_line_errors_are_one_line_and_exit_code_2(tmp_path):

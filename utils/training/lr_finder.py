@@ -17,6 +17,7 @@ from utils.training.preemption import StopRequest
 from utils.training.run import Run
 
 SMOOTHING = 0.9  # of the exponential mean of the loss
+CAREFUL_SHARE = 1 / 3  # of the rate of the lowest loss, for all optimizers but Muon
 DIVERGED = 2.0  # the test ends when the smoothed loss is this many times its lowest value
 
 
@@ -38,7 +39,7 @@ def find_learning_rate(
         loss, _, count = mean.mean(accelerator)
         return loss if count == batch.global_count else math.nan
 
-    test = range_test(step)
+    test = range_test(step, 1.0 if run.config.optimizer == "muon" else CAREFUL_SHARE)
     run.model.load_state_dict(weights)
     run.optimizer.state.clear()
     if scaler:
@@ -64,12 +65,13 @@ class RangeTest:
 
 
 def range_test(
-    step: Callable[[float], float], lowest: float = 1e-4, highest: float = 10.0, steps: int = 100
+    step: Callable[[float], float], share: float, lowest: float = 1e-4, highest: float = 10.0, steps: int = 100
 ) -> RangeTest:
     """Takes up to `steps` optimizer steps at exponentially growing rates.
 
     Args:
         step: takes one update at the given learning rate and returns the batch's mean loss before it.
+        share: of the rate of the lowest smoothed loss, which is suggested.
 
     Raises SuiteError where already the first loss is not finite.
     """
@@ -90,16 +92,18 @@ def range_test(
             break
     if not rates:
         raise SuiteError("the range test found no finite loss, not even at its lowest learning rate")
-    return RangeTest(rates, losses, smoothed, suggest(rates, smoothed))
+    return RangeTest(rates, losses, smoothed, suggest(rates, smoothed, share))
 
 
-def suggest(rates: list[float], smoothed: list[float]) -> float:
-    """A third of the rate at which the smoothed loss is lowest.
+def suggest(rates: list[float], smoothed: list[float], share: float) -> float:
+    """A share of the rate at which the smoothed loss is lowest.
 
-    The steepest point of a noisy curve jumps between seeds; the minimum of the smoothed one does not.
+    The steepest point of a noisy curve jumps between seeds; the minimum of the smoothed one does not. The mean lags ten
+    steps behind, in which the rate triples, so that a third of it is where the loss itself was lowest. Muon bears the
+    whole: its updates have a length of their own, and the noise of a larger rate goes as the rate falls
+    (docs/results/README.md).
     """
-    lowest = min(range(len(smoothed)), key=smoothed.__getitem__)
-    return rates[lowest] / 3
+    return share * min(zip(smoothed, rates, strict=True))[1]
 
 
 def as_table(test: RangeTest) -> Table:
