@@ -158,11 +158,11 @@ def table(results: dict[str, list[Result]], folder: Path) -> str:
 
 
 def command(result: Result) -> str:
-    """What was typed, as far as it bears on the result: without trackers, the folder of the run and its seed."""
+    """What was typed, as far as it bears on the result: without trackers, checkpoints, the run's folder and seed."""
     words = result.environment["command"][1:]
     kept = []
     for option, value in zip(words[1::2], words[2::2], strict=True):
-        if option not in ("--trackers", "--output_dir", "--seed", "--resume"):
+        if option not in ("--trackers", "--output_dir", "--seed", "--resume", "--checkpoint_every_steps"):
             kept += [option, value]
     launch = "accelerate launch"
     if result.environment["mixed_precision"] == "bf16":
