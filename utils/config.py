@@ -182,7 +182,8 @@ class TrainConfig(Config):
     optimizer: OptimizerName = option(
         "muon",
         "optimizer",
-        "optimizer; muon: that for filters and inner matrices, adamw at the same rate for all other weights",
+        "optimizer; muon: for filters and inner matrices, scaled by 0.2 sqrt(max(out, in)) to the RMS of adamw's updates "
+        "(Liu et al. 2025, not as in Jordan's code), adamw at the same lr for all other weights",
     )
     lr: float | Literal["auto"] = option(
         None, "optimizer", "peak learning rate, or auto: from a range test" + _unset("lr"), low=0.0, open=True
@@ -212,7 +213,8 @@ class TrainConfig(Config):
     resolution: str | None = option(
         None,
         "length and batch",
-        "smaller images first: 16@0.3,24@0.6,32 takes 16 pixels until 30 % of the steps, then 24, 32",
+        "smaller images first: 16@0.3,24@0.6,32 takes 16 pixels until 0.3 of the steps, then 24, 32; scaled by torch's "
+        "adaptive average pooling",
     )
     ema_decay: float | None = option(
         None,
