@@ -270,7 +270,7 @@ def evaluate_epoch(run: Run, stop: StopRequest, started: float) -> Scores:
 
 
 def finish(run: Run, scores: Scores | None) -> dict[str, Any]:
-    """Exports the reported model, that of the best epoch on the validation split or the last, and writes the summary."""
+    """Exports the reported model, of the best epoch on the validation split or the last, and writes the summary."""
     config, state, accelerator = run.config, run.state, run.accelerator
     best = run.best if run.accuracy_to_beat is not None else None
     if best is not None:

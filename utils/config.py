@@ -185,8 +185,8 @@ class TrainConfig(Config):
     optimizer: OptimizerName = option(
         "muon",
         "optimizer",
-        "optimizer; muon: for filters and inner matrices, scaled by 0.2 sqrt(max(out, in)) to the RMS of adamw's updates "
-        "(Liu et al. 2025, not as in Jordan's code), adamw at the same lr for all other weights",
+        "optimizer; muon: for filters and inner matrices, scaled by 0.2 sqrt(max(out, in)) to the RMS of adamw's "
+        "updates (Liu et al. 2025, not as in Jordan's code), adamw at the same lr for all other weights",
     )
     lr: float | Literal["auto"] = option(
         None, "optimizer", "peak learning rate, or auto: from a range test" + _unset("lr"), low=0.0, open=True

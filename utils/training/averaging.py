@@ -49,9 +49,9 @@ class Lookahead(Average):
     """Lookahead (Zhang et al. 2019, arXiv:1907.08610) with the schedule of airbench (Jordan 2024, arXiv:2404.00498).
 
     Every few steps the slow weights go towards the trained ones, which then go on from the slow ones. The slow weights
-    keep `decay` per step at the end of training and, by a cubic ramp, next to nothing in its first half. The last step of
-    all epochs ends with the slow weights. A run that max_steps ends before keeps the weights that it trains, also
-    between two pulls, so that it can be resumed exactly.
+    keep `decay` per step at the end of training and, by a cubic ramp, next to nothing in its first half. The last step
+    of all epochs ends with the slow weights. A run that max_steps ends before reports the trained weights as they are,
+    also between two pulls, so that it resumes exactly.
     """
 
     def __init__(self, model: nn.Module, every: int, decay: float):
