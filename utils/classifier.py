@@ -140,6 +140,7 @@ def _square(image: Any, size: int, place: str) -> np.ndarray:
 
 
 def _from_array(array: Any, place: str) -> Image.Image:
+    """Of a uint8 array; raises TypeError or ValueError for what is none, or has another shape than TAKEN says."""
     if isinstance(array, (np.ndarray, Tensor)):
         kind = "torch tensor" if isinstance(array, Tensor) else "array"
         given = f"{place} a {str(array.dtype).removeprefix('torch.')} {kind} {tuple(array.shape)}"
@@ -147,10 +148,7 @@ def _from_array(array: Any, place: str) -> Image.Image:
         given = f"{place} an object of type {type(array).__name__}"
     if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
         raise TypeError(f"{TAKEN}; {given}")
-    if (
-        array.ndim not in (2, 3)
-        or array.shape[2:] not in ((), *((channels,) for channels in CHANNELS))
-        or not array.size
-    ):
+    grey, has_channels = array.ndim == 2, array.ndim == 3 and array.shape[2] in CHANNELS
+    if not array.size or not (grey or has_channels):
         raise ValueError(f"{TAKEN}; {given}")
     return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
