@@ -249,9 +249,9 @@ def evaluate_epoch(run: Run, stop: StopRequest, started: float) -> Scores:
         run.directory.log(
             "validation", state.step, epoch, validation.loss, validation.accuracy, **run.logged_resolution()
         )
-        size_since = run.last_phase.first_step  # accuracies on images of another size do not compete
-        best = state.best_accuracy
-        if best is None or 0 < state.best_step <= size_since or validation.accuracy > best:
+        best = run.accuracy_to_beat
+        # Ends of epochs alone compete: a stop by max_steps must not change what the resumed run reports.
+        if state.step == run.epoch_end and (best is None or validation.accuracy > best):
             state.best_accuracy, state.best_step = validation.accuracy, state.step
             run.best = {name: tensor.detach().cpu().clone() for name, tensor in run.reported.state_dict().items()}
             run.track_best()
@@ -270,11 +270,12 @@ def evaluate_epoch(run: Run, stop: StopRequest, started: float) -> Scores:
 
 
 def finish(run: Run, scores: Scores | None) -> dict[str, Any]:
-    """Exports the reported model, the last or the best on the validation split, and writes the summary."""
+    """Exports the reported model, of the best epoch on the validation split or the last, and writes the summary."""
     config, state, accelerator = run.config, run.state, run.accelerator
-    if run.best is not None:
-        run.reported.load_state_dict(run.best)
-    if run.best is not None or scores is None:
+    best = run.best if run.accuracy_to_beat is not None else None
+    if best is not None:
+        run.reported.load_state_dict(best)
+    if best is not None or scores is None:
         scores = run.evaluate(run.data.test)
     plain, scores = scores, scores if config.tta == "none" else run.evaluate(run.data.test, tta=config.tta)
     summary = run.summary(scores, plain)

@@ -246,7 +246,9 @@ class EvaluationLoader:
 def to_input(images: Tensor, mean: Tensor, std: Tensor, channels_last: bool = True, size: int | None = None) -> Tensor:
     """uint8 (N, H, W, 3) as normalised float32 (N, 3, H, W) on the device of `mean` and `std` (3,), scale 0 to 1.
 
-    With `size`, scaled to (N, 3, size, size) by averaging areas.
+    With `size`, scaled to (N, 3, size, size) by torch's adaptive average pooling (F.interpolate, mode "area"): row i is
+    the mean of the rows from floor(i H / size) to before ceil((i + 1) H / size), columns alike. Where size does not
+    divide H these windows overlap, and whole pixels are averaged, not the shares of them that the area would have.
     """
     count, height, width, _ = images.shape
     rows = images.to(mean.device, non_blocking=True).to(torch.float32).view(count, height, 3 * width)

@@ -213,6 +213,7 @@ OPTIONS = [
     ("no gradient left", "--grad_clip_norm 0", "grad_clip_norm: 0.0 is not allowed; it must be greater than 0"),
     ("more than all memory", "--memory_fraction 2", "memory_fraction: 2.0 is not allowed"),
     ("a mix without end", "--mixup 1e6", "mixup: 1000000.0 is not allowed", "at most 1000"),
+    ("a mix that cannot be drawn", "--cutmix 0.001", "cutmix: 0.001 is not allowed", "0 (off) or at least 0.01"),
     ("a negative mix", "--cutmix -1", "cutmix: -1.0 is not allowed"),
     ("a bias that learns backwards", "--norm_bias_lr_factor -1", "norm_bias_lr_factor: -1.0 is not allowed"),
     ("a bias of which decay overflows", "--norm_bias_lr_factor 1e-300", "norm_bias_lr_factor: 1e-300 is not allowed"),

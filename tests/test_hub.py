@@ -62,11 +62,70 @@ def test_paths_pil_images_and_arrays_of_any_size_say_the_same(digits_run, tmp_pa
     photo = Image.effect_mandelbrot((40, 30), (-2, -1, 1, 1), 50)
     photo.save(tmp_path / "photo.png")
     pictures = [tmp_path / "photo.png", str(tmp_path / "photo.png"), photo, np.asarray(photo.convert("RGB"))]
-    said = [classifier.predict([picture]) for picture in pictures]
+    said = [classifier.predict(picture) for picture in pictures]
+    assert [type(one) for one in said] == [dict] * 4
     assert said == said[:1] * 4
+    together = [pytest.approx(one, rel=1e-4) for one in said]  # other sums in a larger batch
+    assert classifier.predict(pictures) == together
+    assert classifier.predict(picture for picture in pictures) == together
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(UserError, match=r"^\S*text.png is not a readable image"):
-        classifier.predict([tmp_path / "text.png"])
+    for given in (tmp_path / "text.png", [photo, tmp_path / "text.png"]):
+        with pytest.raises(UserError, match=r"^\S*text.png is not a readable image"):
+            classifier.predict(given)
+
+
+@pytest.mark.parametrize("channels", ["L", "RGB", "RGBA"])
+def test_an_array_says_what_its_file_does_and_an_array_of_them_is_a_list(small_model, tmp_path, channels):
+    """Grey and transparent ones too; a batch is one only with a dimension more."""
+    classifier = ImageClassifier.from_pretrained(small_model)
+    shape = (20, 30, *((len(channels),) if channels != "L" else ()))
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    Image.fromarray(array).save(tmp_path / "photo.png")
+    said = classifier.predict(tmp_path / "photo.png")
+    batch = np.stack([array, array]).reshape(2, 20, 30, -1)
+    assert classifier.predict(array) == said
+    assert classifier.predict(batch[0]) == said
+    assert classifier.predict([array]) == [said]
+    assert classifier.predict(batch) == [pytest.approx(said, rel=1e-4)] * 2
+    assert classifier.predict(batch[:0]) == classifier.predict([]) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "told"),
+    [
+        (np.zeros((8, 8, 3), np.float32), TypeError, "it got a float32 array (8, 8, 3)"),
+        (np.zeros((8, 8, 3)), TypeError, "it got a float64 array (8, 8, 3)"),
+        (np.zeros((2, 8, 8, 3), np.float32), TypeError, "image 0 is a float32 array (8, 8, 3)"),
+        (np.zeros((3, 8, 9), np.uint8), ValueError, "it got a uint8 array (3, 8, 9)"),
+        (np.zeros((2, 3, 8, 9), np.uint8), ValueError, "image 0 is a uint8 array (3, 8, 9)"),
+        (np.zeros((8, 8, 2), np.uint8), ValueError, "it got a uint8 array (8, 8, 2)"),
+        (np.zeros((0, 8, 3), np.uint8), ValueError, "it got a uint8 array (0, 8, 3)"),
+        (np.zeros(8, np.uint8), ValueError, "it got a uint8 array (8,)"),
+        (np.array(["a.png"]), TypeError, "it got a <U5 array (1,)"),
+        (torch.zeros(3, 8, 8), TypeError, "it got a float32 torch tensor (3, 8, 8)"),
+        ([torch.zeros(8, 8, 3, dtype=torch.uint8)], TypeError, "image 0 is a uint8 torch tensor (8, 8, 3)"),
+        ([np.zeros((8, 8, 3), np.uint8), None], TypeError, "image 1 is an object of type NoneType"),
+        ([[1, 2], [3, 4]], TypeError, "image 0 is an object of type list"),
+        (b"photo.png", TypeError, "it got an object of type bytes"),
+        ({"photo.png": 1}, TypeError, "it got an object of type dict"),
+        (7, TypeError, "it got an object of type int"),
+        (Image.new("F", (8, 8)), ValueError, "a PIL image that cannot be read (its pixels are floating-point numbers)"),
+        (Image.new("RGB", (0, 8)), ValueError, "it got a PIL image of 0 x 8 pixels"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_no_image_is_told_in_one_line_with_what_is_taken(small_model, given, error, told):
+    with pytest.raises(error) as raised:
+        ImageClassifier.from_pretrained(small_model).predict(given)
+    assert str(raised.value).startswith("predict takes an image (a path, a PIL image or a uint8 array (H, W), ")
+    assert str(raised.value).endswith(told)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["missing.png", ""])
+def test_a_path_is_one_image_not_its_letters(small_model, tmp_path, name):
+    with pytest.raises(UserError, match=r"^\S+ is not a readable image"):
+        ImageClassifier.from_pretrained(small_model).predict(str(tmp_path / name))
 
 
 def test_test_time_augmentation_and_resolution_are_inside(tmp_path):

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms import v2
 
 from data.loaders import Steps
+from utils.config import SMALLEST_ALPHA
 from utils.errors import UserError
 from utils.resolution import (
     Phase,
@@ -130,13 +132,29 @@ def test_alpha_may_be_a_whole_number():
     )
 
 
+@pytest.mark.parametrize("kind", [v2.MixUp, v2.CutMix])
+@pytest.mark.parametrize("alpha", [0.1, 0.2, 1.0, 10.0])
+def test_mixing_is_torchvisions_to_the_bit(kind, alpha):
+    """A resumed run draws what it drew before."""
+    inputs, labels = random_images(4), random_labels(4)
+    theirs = v2.RandomChoice([kind(alpha=alpha, num_classes=CLASSES)])
+    alphas = (alpha, 0.0) if kind is v2.MixUp else (0.0, alpha)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        expected = theirs(inputs, labels)
+        found = Mixing(*alphas, CLASSES)(inputs, labels, seed)
+        assert all(torch.equal(ours, whole[1:]) for ours, whole in zip(found, expected, strict=True))
+
+
 def test_mixup_with_a_small_alpha_hardly_mixes():
-    """Beta(0.2, 0.2) has its mass at 0 and 1; Beta(1, 1) is uniform."""
+    """Beta(0.2, 0.2) has its mass at 0 and 1; Beta(1, 1) is uniform. Below the smallest that is allowed, draws
+    underflow to one half."""
     inputs, labels = random_images(2), torch.arange(2)
     spread = {}
-    for alpha in (0.2, 1.0, 8.0):
+    for alpha in (SMALLEST_ALPHA, 0.2, 1.0, 8.0):
         kept = torch.tensor([float(Mixing(alpha, 0.0, CLASSES)(inputs, labels, seed)[1][0, 1]) for seed in range(300)])
         assert kept.mean().item() == pytest.approx(0.5, abs=0.1)
+        assert (kept != 0.5).all()
         spread[alpha] = kept.var().item()
     assert spread == pytest.approx({alpha: 1 / (4 * (2 * alpha + 1)) for alpha in spread}, rel=0.2)
 

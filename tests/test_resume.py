@@ -168,6 +168,55 @@ def test_second_interrupt_stops_at_once(tmp_path):
     assert "Traceback" not in log.read_text()
 
 
+# 14 whole batches and one of a single image, whose step spoils the model: every epoch's end is worse than what it
+# stops before.
+SPOILED = {
+    **OPTIONS, "validation_fraction": 0.2, "batch_size": 82, "epochs": 2, "norm": "group", "momentum": 0.0, "lr": 0.05,
+    "schedule": "constant", "warmup_fraction": 0.0,
+}  # fmt: skip
+
+
+def exported_and_summary(folder: Path) -> tuple[bytes, dict]:
+    return (folder / "model/model.safetensors").read_bytes(), json.loads((folder / "summary.json").read_text())
+
+
+def test_stop_by_max_steps_inside_an_epoch_does_not_compete_for_the_best(tmp_path):
+    """Without an epoch's end the last model is reported, else that of the best end; the resumed run ends as ever."""
+    assert run(train_script, tiny_config(tmp_path / "unbroken", **SPOILED)) == [0]
+    folder = tmp_path / "run"
+    assert run(train_script, tiny_config(folder, **SPOILED, max_steps=14)) == [0]
+    exported, summary = exported_and_summary(folder)
+    assert exported == (folder / "checkpoints/step-000014/model.safetensors").read_bytes()
+    assert summary["best_validation_accuracy"] is None
+    assert "The weights are those after the last step." in (folder / "model/README.md").read_text()
+
+    assert run(train_script, tiny_config(folder, **SPOILED, max_steps=29)) == [0]
+    exported, summary = exported_and_summary(folder)
+    assert exported == (folder / "checkpoints/step-000029/best.safetensors").read_bytes()
+    rows = outcome(folder)["metrics"]
+    accuracy = {row["step"]: row["accuracy"] for row in rows if row["split"] == "validation"}
+    assert summary["best_validation_accuracy"] == accuracy[15] < min(accuracy[14], accuracy[29])
+
+    assert run(train_script, tiny_config(folder, **SPOILED)) == [0]
+    result, expected = outcome(folder), outcome(tmp_path / "unbroken")
+    result["metrics"] = [row for row in result["metrics"] if row["split"] == "train" or row["step"] not in (14, 29)]
+    assert result == expected
+    ours, theirs = (exported_and_summary(path)[1] for path in (folder, tmp_path / "unbroken"))
+    assert [ours[name] for name in ours if name not in ("train_seconds", *TIMINGS)] == [
+        theirs[name] for name in theirs if name not in ("train_seconds", *TIMINGS)
+    ]
+
+
+def test_best_epoch_on_smaller_images_is_not_reported_at_the_larger_size(tmp_path):
+    """Where max_steps ends the run before the first epoch's end on the larger ones, the last model is."""
+    config = tiny_config(tmp_path / "run", **SPOILED | {"image_size": 12, "resolution": "8@0.6,12", "max_steps": 20})
+    assert run(train_script, config) == [0]
+    exported, summary = exported_and_summary(tmp_path / "run")
+    assert exported == (tmp_path / "run/checkpoints/step-000020/model.safetensors").read_bytes()
+    assert summary["best_validation_accuracy"] is None
+    assert json.loads((tmp_path / "run/model/config.json").read_text())["resolution"] == 12
+
+
 def test_resume_with_other_processes_workers_and_micro_batches_goes_on(unbroken, tmp_path):
     """The order of the data goes on as if nothing had changed; without batch statistics so does the loss."""
     folder, options = tmp_path / "run", {**OPTIONS, "norm": "group", "lr": 0.001, "max_steps": 36}

@@ -46,6 +46,7 @@ OPTIMIZER_DEFAULTS: dict[str, dict[str, float]] = {  # of the options that mean 
     "muon": {"lr": 0.02, "momentum": 0.8, "weight_decay": 0.5},
 }
 LARGEST_IMAGE = 4096  # pixels of a side
+SMALLEST_ALPHA = 0.01  # of a Beta distribution: below it, torch's sampler underflows and draws one half instead
 LARGEST = 10**9  # of a number without a limit of its own: what is larger is a mistake, and overflows somewhere
 LARGEST_FILE = 100_000  # bytes of a file of options
 ACTIVATE_COMPLETION = 'eval "$(python -m utils.completion bash)" (or zsh)'
@@ -141,11 +142,13 @@ class TrainConfig(Config):
         "alternating", "augmentation", "mirror images: none, half of them at random, or each in every other epoch"
     )
     cutout: int = option(8, "augmentation", "side in pixels of the CutOut square, filled with the mean; 0: off", low=0)
-    mixup: float = option(0.0, "augmentation", "alpha of MixUp's Beta distribution; 0: off", low=0.0, high=1000.0)
+    mixup: float = option(
+        0.0, "augmentation", "alpha of MixUp's Beta distribution, at least 0.01; 0: off", low=0.0, high=1000.0
+    )
     cutmix: float = option(
         0.0,
         "augmentation",
-        "alpha of CutMix's Beta distribution; 0: off; with mixup, each batch draws one",
+        "alpha of CutMix's Beta distribution, at least 0.01; 0: off; with mixup, each batch draws one",
         low=0.0,
         high=1000.0,
     )
@@ -182,7 +185,8 @@ class TrainConfig(Config):
     optimizer: OptimizerName = option(
         "muon",
         "optimizer",
-        "optimizer; muon: that for filters and inner matrices, adamw at the same rate for all other weights",
+        "optimizer; muon: for filters and inner matrices, scaled by 0.2 sqrt(max(out, in)) to the RMS of adamw's "
+        "updates (Liu et al. 2025, not as in Jordan's code), adamw at the same lr for all other weights",
     )
     lr: float | Literal["auto"] = option(
         None, "optimizer", "peak learning rate, or auto: from a range test" + _unset("lr"), low=0.0, open=True
@@ -212,7 +216,8 @@ class TrainConfig(Config):
     resolution: str | None = option(
         None,
         "length and batch",
-        "smaller images first: 16@0.3,24@0.6,32 takes 16 pixels until 30 % of the steps, then 24, 32",
+        "smaller images first: 16@0.3,24@0.6,32 takes 16 pixels until 0.3 of the steps, then 24, 32; scaled by torch's "
+        "adaptive average pooling",
     )
     ema_decay: float | None = option(
         None,
@@ -301,6 +306,9 @@ class TrainConfig(Config):
             raise UserError(f"trackers: {self.trackers} is not allowed; name each tracker once, or none")
         if "none" in self.trackers and len(self.trackers) > 1:
             raise UserError(f"trackers: {','.join(self.trackers)} is not allowed; none stands alone")
+        for name in ("mixup", "cutmix"):
+            if 0 < (value := getattr(self, name)) < SMALLEST_ALPHA:
+                raise UserError(f"{name}: {value:g} is not allowed; it must be 0 (off) or at least {SMALLEST_ALPHA:g}")
         side = NATIVE_SIZES.get(self.dataset, self.image_size)
         resolution_phases(self.resolution, side, total_steps=1)
         if self.padding_mode == "reflect" and self.crop_padding >= side:

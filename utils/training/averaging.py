@@ -50,7 +50,8 @@ class Lookahead(Average):
 
     Every few steps the slow weights go towards the trained ones, which then go on from the slow ones. The slow weights
     keep `decay` per step at the end of training and, by a cubic ramp, next to nothing in its first half. The last step
-    ends with the slow weights.
+    of all epochs ends with the slow weights. A run that max_steps ends before reports the trained weights as they are,
+    also between two pulls, so that it resumes exactly.
     """
 
     def __init__(self, model: nn.Module, every: int, decay: float):

@@ -30,5 +30,6 @@ def shortened(data: Dataset, config: TrainConfig) -> Dataset:
     if config.overfit_batches:
         train = evenly_spaced(train, config.overfit_batches * config.batch_size)
     if config.fast_dev_run:
+        train = evenly_spaced(train, config.batch_size)  # the step ends an epoch, and with it goes all that does
         validation, test = validation and evenly_spaced(validation, EVALUATED), evenly_spaced(test, EVALUATED)
     return dataclasses.replace(data, train=train, validation=validation, test=test)

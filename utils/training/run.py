@@ -43,7 +43,7 @@ class Run:
         phases: sizes of the training images over the run.
         mixing: MixUp and CutMix, where asked for.
         ema, lookahead: averages of the weights, where asked for.
-        best: weights of the epoch with the best validation accuracy, on the CPU.
+        best: weights at the end of the epoch with the best validation accuracy, on the CPU.
         gradient_norm: of the last step, before clipping.
         bad_steps: the latest steps in a row whose loss or gradient was not finite; int64 on the device.
         profiler: on the main process, where asked for.
@@ -140,6 +140,15 @@ class Run:
     def pause(self) -> int:
         """The step after which the current epoch, or the training, ends."""
         return min(self.epoch_end, self.last_step)
+
+    @property
+    def accuracy_to_beat(self) -> float | None:
+        """Validation accuracy of the best epoch, whose weights are reported; None before the first epoch's end.
+
+        Accuracies on images of another size than the last step's do not compete.
+        """
+        outgrown = 0 < self.state.best_step <= self.last_phase.first_step
+        return None if outgrown else self.state.best_accuracy
 
     @property
     def model_config(self) -> ModelConfig:
@@ -271,7 +280,7 @@ class Run:
             "mixed_precision": self.accelerator.mixed_precision,
             "seed": self.config.seed,
             "learning_rate": state.learning_rate,
-            "best_validation_accuracy": state.best_accuracy,
+            "best_validation_accuracy": self.accuracy_to_beat,
             "skipped_steps": sum(after - before for before, after in state.skipped),
         }
 

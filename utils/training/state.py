@@ -56,8 +56,8 @@ class TrainState:
         evaluated_step: the step after which the last evaluation was made.
         learning_rate: the peak rate (of the range test where `lr` is auto).
         train_seconds: spent in training steps, over all resumes.
-        best_accuracy: highest validation accuracy so far, where there is a validation split, and the step it was
-            reached at. Accuracies on images of another size do not compete.
+        best_accuracy, best_step: highest validation accuracy at the end of an epoch so far, if there is a validation
+            split, and its step. Accuracies on images of another size do not compete.
         metrics_size: bytes of metrics.jsonl that belong to this state.
         window: each rank's sums of loss, hits and images since the last training line.
         epoch_sums: the same over the epoch up to that line.
