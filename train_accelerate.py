@@ -44,6 +44,7 @@ from utils.training.loading import choose_backend, create_train_loader, load_onc
 from utils.training.lr_finder import find_learning_rate
 from utils.training.micro_batch import check_single_images, fit_micro_batch_size, micro_batches
 from utils.training.nonfinite import is_ruined, recover
+from utils.training.norm_statistics import settle_statistics
 from utils.training.optimizers import create_optimizer, set_learning_rate
 from utils.training.preemption import StopRequest
 from utils.training.release import check_release, push, write_exports, write_model_folder
@@ -187,6 +188,7 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
                 raise Interrupted(signum, f"stopped at step {state.step}; {run.directory.how_to_go_on()}")
             started = time.perf_counter()
             window_started += started - paused
+    settle_statistics(run)
     state.train_seconds += time.perf_counter() - started
     bar.close()
 
