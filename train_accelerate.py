@@ -9,8 +9,10 @@ The same command goes on after a stop. `python analyze.py RUN` looks at the resu
 
 from utils.config import TrainConfig, parse_config
 from utils.launcher import stop_with_launcher
+from utils.system.streams import keep_streams
 
 if __name__ == "__main__":  # --help and mistaken options are answered before the libraries are loaded
+    keep_streams()
     stop_with_launcher()
     parse_config(TrainConfig, description=__doc__)
 
@@ -74,9 +76,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
         while run.state.evaluated_step < run.last_step:
             started = time.perf_counter()
             train_epoch(run, stop)
+            run.save()  # before the evaluation, which may be killed: a resume from here begins with it
             scores = evaluate_epoch(run, stop, started)
-            run.save()
             run.track_checkpoint()
+        if scores:
+            run.save()  # with the last evaluation
         summary = finish(run, scores)
     accelerator.end_training()
     if accelerator.is_main_process:
