@@ -9,10 +9,12 @@ The same command goes on after a stop. `python analyze.py RUN` looks at the resu
 
 from utils.config import TrainConfig, parse_config
 from utils.launcher import stop_with_launcher
+from utils.system.home import provide_home
 from utils.system.streams import keep_streams
 
 if __name__ == "__main__":  # --help and mistaken options are answered before the libraries are loaded
     keep_streams()
+    provide_home()
     stop_with_launcher()
     parse_config(TrainConfig, description=__doc__)
 
