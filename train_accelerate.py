@@ -21,6 +21,7 @@ if __name__ == "__main__":  # --help and mistaken options are answered before th
 import contextlib
 import dataclasses
 import math
+import os
 import shlex
 import time
 from typing import Any
@@ -42,7 +43,7 @@ from utils.metrics import Scores
 from utils.resolution import fresh_statistics
 from utils.rundir import RunDirectory
 from utils.runtime import create_accelerator
-from utils.tracking.trackers import check_installed
+from utils.tracking.trackers import check_installed, check_trackers
 from utils.training.debugging import dev_run, shortened
 from utils.training.loading import choose_backend, create_train_loader, load_once_per_machine, sample_images
 from utils.training.lr_finder import find_learning_rate
@@ -95,6 +96,8 @@ def set_up(config: TrainConfig, accelerator: Accelerator, directory: RunDirector
     device = accelerator.device
     with together(accelerator):
         check_release(config, accelerator.is_main_process)
+        if accelerator.is_main_process:
+            check_trackers(config, os.environ)
         directory.check()
         with torch.device("meta"):  # a mistaken model is not worth a download
             create_model(config.model, 1, **model_arguments(config, config.image_size))
