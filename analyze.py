@@ -11,8 +11,12 @@ model is not beside it, --dataset and --data_dir name the images.
 """
 
 from utils.config import AnalyzeConfig, parse_config
+from utils.system.home import provide_home
+from utils.system.streams import keep_streams
 
 if __name__ == "__main__":  # --help and mistaken options are answered before the libraries are loaded
+    keep_streams()
+    provide_home()
     CONFIG = parse_config(AnalyzeConfig, description=__doc__)
 
 import contextlib

@@ -9,14 +9,19 @@ The same command goes on after a stop. `python analyze.py RUN` looks at the resu
 
 from utils.config import TrainConfig, parse_config
 from utils.launcher import stop_with_launcher
+from utils.system.home import provide_home
+from utils.system.streams import keep_streams
 
 if __name__ == "__main__":  # --help and mistaken options are answered before the libraries are loaded
+    keep_streams()
+    provide_home()
     stop_with_launcher()
     parse_config(TrainConfig, description=__doc__)
 
 import contextlib
 import dataclasses
 import math
+import os
 import shlex
 import time
 from typing import Any
@@ -38,7 +43,7 @@ from utils.metrics import Scores
 from utils.resolution import fresh_statistics
 from utils.rundir import RunDirectory
 from utils.runtime import create_accelerator
-from utils.tracking.trackers import check_installed
+from utils.tracking.trackers import check_installed, check_trackers
 from utils.training.debugging import dev_run, shortened
 from utils.training.loading import choose_backend, create_train_loader, load_once_per_machine, sample_images
 from utils.training.lr_finder import find_learning_rate
@@ -75,9 +80,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
         while run.state.evaluated_step < run.last_step:
             started = time.perf_counter()
             train_epoch(run, stop)
+            run.save()  # before the evaluation, which may be killed: a resume from here begins with it
             scores = evaluate_epoch(run, stop, started)
-            run.save()
             run.track_checkpoint()
+        if scores:
+            run.save()  # with the last evaluation
         summary = finish(run, scores)
     accelerator.end_training()
     if accelerator.is_main_process:
@@ -90,6 +97,8 @@ def set_up(config: TrainConfig, accelerator: Accelerator, directory: RunDirector
     device = accelerator.device
     with together(accelerator):
         check_release(config, accelerator.is_main_process)
+        if accelerator.is_main_process:
+            check_trackers(config, os.environ)
         directory.check()
         with torch.device("meta"):  # a mistaken model is not worth a download
             create_model(config.model, 1, **model_arguments(config, config.image_size))

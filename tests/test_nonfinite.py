@@ -141,6 +141,17 @@ def test_rollback_at_the_end_of_an_epoch_leaves_nothing_for_the_next(tmp_path):
     assert {row["step"]: row["images"] for row in train_lines(folder)}[24] == 64
 
 
+def test_rollback_keeps_the_best_epoch(tmp_path):
+    """All of the second epoch is skipped, so that its accuracy is that of the first and no better."""
+    options = {**OPTIONS, "checkpoint_every_steps": None, "validation_fraction": 0.2, "on_nan": "rollback"}
+    assert run(train_badly, tiny_config(tmp_path, **options, nan_patience=1), 0, "images", 0, 36) == [0]
+    assert json.loads((tmp_path / "summary.json").read_text())["skipped_steps"] == 18
+    first, second = [row for row in MetricsFile(tmp_path / "metrics.jsonl").rows() if row["split"] == "validation"]
+    assert first["accuracy"] == second["accuracy"]
+    state = json.loads((list_checkpoints(tmp_path / "checkpoints")[-1] / "trainer.json").read_text())["state"]
+    assert (state["best_accuracy"], state["best_step"]) == (first["accuracy"], 18)
+
+
 def test_run_that_is_bad_everywhere_ends_after_some_rollbacks(tmp_path, capsys):
     config = tiny_config(tmp_path, lr=1e9, schedule="constant", on_nan="rollback", nan_patience=2)
     with pytest.raises(SuiteError, match=f"after {MOST_ROLLBACKS} rollbacks; try a lower --lr"):

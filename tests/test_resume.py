@@ -128,8 +128,8 @@ def test_signal_saves_within_a_step_and_the_run_goes_on_exactly(unbroken, tmp_pa
     assert outcome(folder) == outcome(unbroken[world_size])
 
 
-def train_and_stop_while_evaluating(config) -> None:
-    """SIGTERM arrives in the middle of the second evaluation."""
+def train_and_stop_while_evaluating(config, signum: int) -> None:
+    """The signal arrives in the second evaluation."""
     import train_accelerate
     from utils.errors import run_script
     from utils.training.run import Run
@@ -139,17 +139,22 @@ def train_and_stop_while_evaluating(config) -> None:
     def interrupted(self, split, between_batches):
         calls.append(split)
         if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signum)
         return evaluate(self, split, between_batches)
 
     Run.evaluate = interrupted
     run_script(train_accelerate.main, config)
 
 
-def test_stop_during_evaluation_is_made_up_for(unbroken, tmp_path):
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_stop_or_kill_during_evaluation_loses_no_training(unbroken, tmp_path, signum, code):
     config = tiny_config(tmp_path / "run", **OPTIONS)
-    assert run(train_and_stop_while_evaluating, config) == [128 + signal.SIGTERM]
+    code = -signum if signum == signal.SIGKILL else 128 + signum
+    assert run(train_and_stop_while_evaluating, config, signum) == [code]
     assert logged_steps(tmp_path / "run") == 46
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step-000046"
     assert (tmp_path / "run" / "metrics.jsonl").read_text().count('"test"') == 1
     assert run(train_script, config) == [0]
     assert outcome(tmp_path / "run") == outcome(unbroken[1])

@@ -20,6 +20,8 @@ from tests.processes import join, start, tiny_config, train_script, wait_for
 from tests.processes import run as run_processes
 from tests.wandb_server import WandbServer
 from utils.config import AnalyzeConfig, TrainConfig, read_config
+from utils.errors import UserError
+from utils.tracking.trackers import check_trackers
 
 pytestmark = pytest.mark.slow
 
@@ -358,9 +360,84 @@ def test_wandb_variables_are_respected(tmp_path):
     (record,) = records(tmp_path / "there", "run")
     found = tuple(record[key] for key in ("project", "display_name", "run_id", "run_group", "tags"))
     assert found == ("theirs", "named", "chosen1", "family", ["one", "two"])
-    off = tiny_config(tmp_path / "off", trackers=["wandb"], image_size=8, max_steps=2)
-    assert run_processes(train_script, off, {"WANDB_MODE": "disabled"}) == [0]
-    assert not list((tmp_path / "off").glob("wandb/*run-*"))
+
+
+@pytest.mark.parametrize(("variable", "value"), [("WANDB_MODE", "disabled"), ("WANDB_DISABLED", "true")])
+def test_wandb_switched_off_is_said_once(tmp_path, variable, value):
+    """Then it is not asked about the tag either."""
+    folder, log = tmp_path / "run", tmp_path / "log"
+    config = tiny_config(folder, trackers=["wandb"], image_size=8, max_steps=2)
+    assert run_processes(train_script, config, {variable: value, "WANDB_TAGS": "x" * 65}, log=log) == [0]
+    assert log.read_text().splitlines().count(f"W&B: off, as {variable}={value} says") == 1
+    assert "warning" not in log.read_text()
+    assert not (folder / "wandb").exists()
+
+
+def test_in_a_sweep_and_with_empty_variables_a_resumed_run_stays_one(tmp_path):
+    variables = {"WANDB_MODE": "offline", "WANDB_SWEEP_ID": "sweep1", "WANDB_RESUME": "must"}
+    variables |= dict.fromkeys(("WANDB_RUN_ID", "WANDB_TAGS", "WANDB_PROJECT", "WANDB_CONSOLE", "WANDB_JOB_TYPE"), "")
+    for last in (2, 4):
+        config = tiny_config(tmp_path / "run", trackers=["wandb"], image_size=8, max_steps=last)
+        log = tmp_path / "log"
+        assert run_processes(train_script, config, variables, log=log) == [0]
+        assert "warning" not in log.read_text()
+    first, second = records(tmp_path / "run", "run")
+    assert first["run_id"] == second["run_id"]
+    items = [record["item"] for record in records(tmp_path / "run", "history")]
+    assert lines_of(items) == [(1, "train"), (2, "train"), (2, "test"), (3, "train"), (4, "train"), (4, "test")]
+
+
+REFUSED = {
+    "WANDB_TAGS": f"short,{'x' * 65}", "WANDB_PROJECT": "a/b", "WANDB_ENTITY": "a?b", "WANDB_RUN_ID": "a:b",
+    "WANDB_MODE": "nonsense", "WANDB_RESUME": "perhaps", "WANDB_CONSOLE": "loud", "WANDB_SILENT": "maybe",
+    "WANDB_BASE_URL": "example", "WANDB_INIT_TIMEOUT": "soon", "WANDB_API_KEY": " key", "WANDB_DIR": "/proc/none",
+    "WANDB_FORK_FROM": "run1?_step=1", "WANDB_RESUME_FROM": "run1?_step=1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_variable_that_wandb_refuses_is_named(name):
+    with pytest.raises(UserError, match=f"^{name}: "):
+        check_trackers(TrainConfig(), {name: REFUSED[name]})
+    check_trackers(TrainConfig(trackers=["tensorboard"]), {name: REFUSED[name]})
+
+
+@pytest.mark.parametrize("run_id", ["..", ".hidden", "a\\b", 'a"b', "x" * 129])
+def test_a_run_id_that_a_resume_would_not_take_is_named(run_id):
+    with pytest.raises(UserError, match=r"^WANDB_RUN_ID: "):
+        check_trackers(TrainConfig(), {"WANDB_RUN_ID": run_id})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("run_tags", ["x" * 65]), ("project_name", "a#b"), ("project_name", "x" * 129)]
+)
+def test_an_option_that_wandb_refuses_is_named(option, value):
+    with pytest.raises(UserError, match=f"^{option}: "):
+        check_trackers(TrainConfig(**{option: value}), {})
+
+
+def test_what_wandb_takes_is_taken(tmp_path, capsys):
+    variables = {
+        "WANDB_ANONYMOUS": "must", "WANDB_SILENT": "true", "WANDB_QUIET": "1", "WANDB_CONSOLE": "off",
+        "WANDB_NOTES": "a: b", "WANDB_RESUME": "must", "WANDB_DIR": str(tmp_path / "not" / "there"),
+        "WANDB_START_METHOD": "thread", "WANDB_BASE_URL": "http://localhost:8080", "WANDB_ENTITY": "a-team",
+        "WANDB_USERNAME": "me", "WANDB_SWEEP_ID": "s1", "WANDB_X_DISABLE_STATS": "true", "WANDB_RUN_ID": "one-2.3",
+        "WANDB_TAGS": "a,b c", "WANDB_NAME": "a/b: c?", "WANDB_MODE": "dryrun", "WANDB_HTTP_TIMEOUT": "5",
+        "WANDB_SAVE_CODE": "false", "WANDB_IGNORE_GLOBS": "*.png", "WANDB_DISABLE_GIT": "true",
+        "WANDB_RUN_GROUP": "x" * 200, "WANDB_JOB_TYPE": "", "WANDB_PROJECT": "",
+    }  # fmt: skip
+    check_trackers(TrainConfig(run_name="a/b: c?", run_group="x" * 200, run_tags=["x" * 64]), variables)
+    assert capsys.readouterr() == ("", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_wandb_refuses_is_refused_before_anything_is_made(tmp_path):
+    log = tmp_path / "log"
+    config = tiny_config(tmp_path / "run", trackers=["wandb"], run_tags=["x" * 65])
+    assert run_processes(train_script, config, world_size=2, log=log) == [2, 2]
+    (line,) = [line for line in log.read_text().splitlines() if "error" in line]
+    assert line.startswith("error: run_tags: ['xxx")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_failing_tracker_warns_once_and_the_others_go_on(tmp_path, capsys):

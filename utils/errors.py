@@ -5,7 +5,6 @@ Exit codes: 2 for what a user can get wrong, 1 for faults of the environment (di
 """
 
 import contextlib
-import io
 import os
 import re
 import signal
@@ -16,6 +15,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from utils.secrets import without_secrets
+from utils.system.streams import keep_streams
 
 
 class SuiteError(Exception):
@@ -152,8 +152,7 @@ def as_fault(error: BaseException | None) -> EnvironmentFault | None:
 
 def run_script(main: Callable[[Any], Any], config: Any) -> NoReturn:
     """Runs `main(config)` as a script and turns whatever ends it into one line and an exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show must not end a training
-        sys.stdout.reconfigure(errors="backslashreplace")
+    keep_streams()
     try:
         main(config)
     except Interrupted as stop:

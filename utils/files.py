@@ -25,15 +25,20 @@ HELD = (errno.EACCES, errno.EAGAIN)  # what POSIX says of a lock that another pr
 NAMED_WITHIN = 0.2  # seconds after which who has taken a lock has surely written its name
 
 
-def check_writable(folder: Path) -> None:
-    """Raises UserError where output_dir is no folder that can be written to, nor can be made. Leaves nothing behind."""
+def check_writable(folder: Path, option: str = "output_dir") -> None:
+    """Raises UserError where a folder can neither be written to nor be made. Leaves nothing behind.
+
+    Args:
+        option: the one that names it, or the variable.
+    """
     try:
         existing = next(place for place in (folder, *folder.absolute().parents) if _is_there(place))
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
+        other = f"with --{option}" if option.islower() else f"in {option}"
         raise UserError(
-            f"output_dir: {folder} cannot be written to ({error.strerror}); name another folder with --output_dir"
+            f"{option}: {folder} cannot be written to ({error.strerror}); name another folder {other}"
         ) from error
 
 

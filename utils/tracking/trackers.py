@@ -12,7 +12,9 @@ from typing import Any
 
 from utils.config import TrainConfig
 from utils.errors import UserError, one_line
+from utils.reading import shown
 from utils.tracking.tracker import Identity, Tracker
+from utils.tracking.wandb_tracker import check_settings, switched_off
 
 # Each in a module of its own, which is imported when it is used: without a tracker its library is not loaded.
 TRACKERS = {
@@ -34,6 +36,19 @@ def check_installed(names: Sequence[str]) -> None:
             raise UserError(f"trackers: {name} is not installed; pip install -r requirements-optional.txt")
 
 
+def check_trackers(config: TrainConfig, environment: Mapping[str, str]) -> None:
+    """Raises UserError for an option or variable with which a tracker would not keep the run."""
+    if "wandb" not in config.trackers or switched_off(environment):
+        return
+    check_settings(vars(config), environment)
+    run_id = environment.get("WANDB_RUN_ID")
+    if run_id and not _is_name(run_id):
+        raise UserError(
+            f"WANDB_RUN_ID: {shown(run_id)} is not allowed; it has up to 128 characters, none of / \\ : ; , # ? ' \", "
+            "and begins with neither a dot nor a space"
+        )
+
+
 class Trackers:
     """Hands everything to each tracker. What one raises is said once, as a warning: a run never fails of it."""
 
@@ -44,7 +59,9 @@ class Trackers:
         if identity is None:
             return
         for name in names:
-            if name != "none" and (tracker := self._attempt(name, partial(_create, name, identity))):
+            if name == "wandb" and (variable := switched_off(os.environ)):
+                print(f"W&B: off, as {variable} says", file=sys.stderr)
+            elif name != "none" and (tracker := self._attempt(name, partial(_create, name, identity))):
                 self._open.append(tracker)
 
     def each(self, act: Callable[[Tracker], Any]) -> list[Any]:
@@ -76,11 +93,11 @@ def _create(name: str, identity: Identity) -> Tracker:
 def tracked_as(environment: Mapping[str, Any]) -> dict[str, str]:
     """What identifies a run in its trackers, of what environment.json says; what is no name is left out."""
     known = {key: environment.get(key) for key in TRACKED_AS}
-    return {
-        key: value
-        for key, value in known.items()
-        if isinstance(value, str) and value.isprintable() and NAME.fullmatch(value)
-    }
+    return {key: value for key, value in known.items() if isinstance(value, str) and _is_name(value)}
+
+
+def _is_name(text: str) -> bool:
+    return text.isprintable() and NAME.fullmatch(text) is not None
 
 
 def identify_run(config: TrainConfig, directory: Path, known: Mapping[str, str], job_type: str = "train") -> Identity:
@@ -90,7 +107,8 @@ def identify_run(config: TrainConfig, directory: Path, known: Mapping[str, str],
         id=known["run_id"],
         project=known.get("wandb_project")
         or config.project_name
-        or os.environ.get("WANDB_PROJECT", "image-classification"),
+        or os.environ.get("WANDB_PROJECT")
+        or "image-classification",
         name=config.run_name or os.environ.get("WANDB_NAME") or directory.resolve().name,
         group=config.run_group,
         tags=config.run_tags,

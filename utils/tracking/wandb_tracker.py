@@ -7,16 +7,19 @@ optimizer's.
 
 import contextlib
 import html
+import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.errors import one_line
+from utils.errors import UserError, one_line
+from utils.files import check_writable
 from utils.metrics import SPLITS
+from utils.reading import shown
 from utils.runtime import git_remote
 from utils.tracking.tracker import Confusion, Identity, Line, Media, Page, Picture, Table, Text, Tracker, check_records
 
@@ -24,6 +27,54 @@ PLACES = 100  # in an optimizer step
 INIT_TIMEOUT = 30  # seconds for the server to take the run
 INSPECT_TIMEOUT = 60  # seconds for reading back one offline piece
 FINISH_TIMEOUT = 120  # seconds to send the rest at the end; what is left can be sent later
+OFFLINE = ("offline", "dryrun")  # W&B's two words for it
+YES = ("1", "true", "yes", "on")
+SETTINGS = {"project_name": "project", "run_name": "run_name", "run_group": "run_group", "run_tags": "run_tags"}
+
+
+def switched_off(environment: Mapping[str, str]) -> str:
+    """The variable that says that W&B is not wanted, with its value; empty where none does."""
+    if environment.get("WANDB_MODE") == "disabled":
+        return "WANDB_MODE=disabled"
+    disabled = environment.get("WANDB_DISABLED", "")  # not W&B's own, but what users of Hugging Face's Trainer know
+    return f"WANDB_DISABLED={disabled}" if disabled.lower() in YES else ""
+
+
+def check_settings(options: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+    """Raises UserError for an option or a WANDB_* variable that W&B refuses, which would cost the whole record.
+
+    W&B itself is asked, about one at a time so that the one at fault is named. An empty variable counts as unset.
+    """
+    from wandb import Settings
+
+    variables = {name: value for name, value in environment.items() if name.startswith("WANDB_") and value}
+    with contextlib.redirect_stderr(io.StringIO()):  # what it says of those that have no meaning any more
+        for name, setting in SETTINGS.items():
+            if options.get(name):
+                with _refusing(name, options[name]):
+                    Settings(**{setting: options[name]})
+        for name, value in variables.items():
+            with _refusing(name, value):
+                Settings(resume="allow").update_from_env_vars({name: value})
+    entity, folder = variables.get("WANDB_ENTITY", ""), variables.get("WANDB_DIR", "")
+    if set(entity) & set("/\\#?%:"):
+        raise UserError(f"WANDB_ENTITY: {shown(entity)} is not allowed; no entity of W&B has any of / \\ # ? % :")
+    if folder:
+        check_writable(Path(folder), "WANDB_DIR")
+
+
+@contextlib.contextmanager
+def _refusing(name: str, value: Any) -> Iterator[None]:
+    """Gives what W&B raises inside the name and the value that it is about."""
+    from pydantic import ValidationError
+    from wandb.errors import UsageError
+
+    try:
+        yield
+    except (UsageError, ValueError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        reason = reason.removeprefix("Value error, ")
+        raise UserError(f"{name}: {shown(value)} is not allowed; W&B: {reason}") from error
 
 
 class WandbTracker(Tracker):
@@ -42,8 +93,13 @@ class WandbTracker(Tracker):
             "WANDB_INIT_TIMEOUT": str(INIT_TIMEOUT),
             "WANDB_FINISH_TIMEOUT": str(FINISH_TIMEOUT),
         }
-        self._set = {key: value for key, value in defaults.items() if key not in os.environ}
-        os.environ.update(self._set)
+        empty = [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value]
+        changes = {name: value for name, value in defaults.items() if not os.environ.get(name)}
+        changes["WANDB_RUN_ID"] = identity.id  # in a sweep, W&B heeds no other
+        self._before = {name: os.environ.get(name) for name in (*empty, *changes)}
+        for name in empty:
+            del os.environ[name]
+        os.environ.update(changes)
         try:
             self._run = self._start()
         except BaseException:
@@ -59,7 +115,7 @@ class WandbTracker(Tracker):
         try:
             return self._init(mode)
         except (wandb.errors.Error, TimeoutError) as error:
-            if mode != "online":
+            if mode in OFFLINE:
                 raise
             self._say(f"the server does not take the run ({one_line(error)}), so it is kept offline")
             return self._init("offline")
@@ -84,7 +140,7 @@ class WandbTracker(Tracker):
             name=identity.name,
             group=identity.group,
             tags=list(identity.tags) or None,
-            job_type=os.environ.get("WANDB_JOB_TYPE", identity.job_type),
+            job_type=os.environ.get("WANDB_JOB_TYPE") or identity.job_type,
             dir=str(self._folder),
             resume="allow",
             mode=mode,
@@ -104,7 +160,7 @@ class WandbTracker(Tracker):
 
     def recall(self, told: set[Line]) -> None:
         """Online, what the server has; offline, what is in the files: a killed process had not sent or written all."""
-        if self._run.settings.mode == "online":
+        if not self._run.offline:
             self._known = {line for line in told if place(*line) < self._run.starting_step}
         else:
             self._known = self._lines_in_files() & told if told else set()
@@ -177,8 +233,10 @@ class WandbTracker(Tracker):
             self._restore_environment()
 
     def _restore_environment(self) -> None:
-        for name in self._set:
+        for name, value in self._before.items():
             os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def place(step: int, split: str) -> int:

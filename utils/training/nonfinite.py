@@ -26,7 +26,7 @@ def is_ruined(run: Run) -> bool:
 
 
 def recover(run: Run) -> TrainState:
-    """Puts everything but step and epoch back to the newest checkpoint, and saves that; the steps since are skipped.
+    """Puts all but step, epoch and best epoch back to the newest checkpoint and saves that; skips the steps since.
 
     Raises SuiteError where `on_nan` is stop, or after MOST_ROLLBACKS. To be called on every rank at the same step.
     """
@@ -45,9 +45,11 @@ def recover(run: Run) -> TrainState:
     if len(run.state.skipped) >= MOST_ROLLBACKS:
         advice = "try a lower --lr or --grad_clip_norm 1 in another --output_dir"
         raise SuiteError(f"{what}, after {MOST_ROLLBACKS} rollbacks; {advice}", silent)
+    best, best_accuracy, best_step = run.best, run.state.best_accuracy, run.state.best_step
     source, files = run.directory.read_newest(FILES)
     run.restore(files, source)
     state = run.state
+    run.best, state.best_accuracy, state.best_step = best, best_accuracy, best_step  # of evaluations since then too
     if not silent:
         print(f"warning: {what}; back to {source.name}, without steps {state.step + 1} to {step}", file=sys.stderr)
     state.skipped.append([state.step, step])

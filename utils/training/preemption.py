@@ -1,4 +1,4 @@
-"""Stopping on SIGTERM and SIGINT: every rank at the same step, after saving."""
+"""Stopping on SIGTERM, SIGINT and SIGHUP (a lost terminal): every rank at the same step, after saving."""
 
 import os
 import signal
@@ -15,7 +15,8 @@ from accelerate import Accelerator
 
 from utils.errors import leave
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, *([HANGUP] if HANGUP else []))
 REPEAT_SECONDS = 1.0  # Ctrl-C reaches a rank from the terminal and again from the launcher's agent; that is one request
 
 
@@ -38,7 +39,9 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._before = {signum: signal.signal(signum, self._note) for signum in STOP_SIGNALS}
+            under_nohup = HANGUP and signal.getsignal(HANGUP) is signal.SIG_IGN  # nothing to stop for
+            heeded = [signum for signum in STOP_SIGNALS if not (under_nohup and signum == HANGUP)]
+            self._before = {signum: signal.signal(signum, self._note) for signum in heeded}
         return self
 
     def __exit__(self, *_: object) -> None:
