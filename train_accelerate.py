@@ -17,6 +17,7 @@ if __name__ == "__main__":  # --help and mistaken options are answered before th
 import contextlib
 import dataclasses
 import math
+import os
 import shlex
 import time
 from typing import Any
@@ -38,11 +39,12 @@ from utils.metrics import Scores
 from utils.resolution import fresh_statistics
 from utils.rundir import RunDirectory
 from utils.runtime import create_accelerator
+from utils.system.launch import accumulation_steps
 from utils.tracking.trackers import check_installed
 from utils.training.debugging import dev_run, shortened
 from utils.training.loading import choose_backend, create_train_loader, load_once_per_machine, sample_images
 from utils.training.lr_finder import find_learning_rate
-from utils.training.micro_batch import check_single_images, fit_micro_batch_size, micro_batches
+from utils.training.micro_batch import accumulated, check_single_images, fit_micro_batch_size, micro_batches
 from utils.training.nonfinite import is_ruined, recover
 from utils.training.optimizers import create_optimizer, set_learning_rate
 from utils.training.preemption import StopRequest
@@ -100,6 +102,12 @@ def set_up(config: TrainConfig, accelerator: Accelerator, directory: RunDirector
             download(config.dataset, config.data_dir)
     data = shortened(load_once_per_machine(config, accelerator), config)
     with together(accelerator):
+        steps = accumulation_steps(os.environ)
+        config = accumulated(config, steps, len(data.train), accelerator.num_processes)
+        if steps > 1:
+            accelerator.print(
+                f"gradient accumulation {steps}: micro_batch_size {config.micro_batch_size} on each process"
+            )
         check_single_images(config, data, accelerator.num_processes)
         saved = saved_option(files, "augment_backend", "albumentations") if files else None
         backend = choose_backend(config, saved, data.train, accelerator)

@@ -1,0 +1,1 @@
+"""The machine and the launch under the program."""
