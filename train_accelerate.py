@@ -105,9 +105,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator, directory: RunDirector
         steps = accumulation_steps(os.environ)
         config = accumulated(config, steps, len(data.train), accelerator.num_processes)
         if steps > 1:
-            accelerator.print(
-                f"gradient accumulation {steps}: micro_batch_size {config.micro_batch_size} on each process"
-            )
+            accelerator.print(f"gradient accumulation {steps}: micro_batch_size is {config.micro_batch_size}")
         check_single_images(config, data, accelerator.num_processes)
         saved = saved_option(files, "augment_backend", "albumentations") if files else None
         backend = choose_backend(config, saved, data.train, accelerator)

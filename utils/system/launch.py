@@ -231,6 +231,7 @@ def _check_ranks(launch: Launch) -> None:
     if "MASTER_PORT" in environ and not 0 < whole_number(environ, "MASTER_PORT", 0) < 65536:
         raise UserError(f"MASTER_PORT={environ['MASTER_PORT']!r} is not allowed; it must be a port from 1 to 65535")
     _check_whole(environ)
+    _check_count(launch)
     for number, count, beyond in (
         (RANKS.rank, RANKS.world_size, 1),
         (RANKS.local_rank, RANKS.local_world_size, 1),
@@ -255,6 +256,16 @@ def _check_whole(environ: Mapping[str, str]) -> None:
             "accelerate launch was asked for several processes but started only one; on a CPU use --config_file "
             "accelerate_configs/multi_cpu.yaml (if one is meant, MASTER_ADDR comes from elsewhere: unset it)"
         )
+
+
+def _check_count(launch: Launch) -> None:
+    """As many processes were started as were typed: the launcher rounds them down to a multiple of num_machines."""
+    typed = launch.options.get("num_processes", "")
+    started = whole_number(launch.environ, RANKS.world_size, 1)
+    if re.fullmatch(r"-?\d+", typed) and (
+        int(typed) < 1 or (RANKS.world_size in launch.environ and int(typed) != started)
+    ):
+        raise UserError(f"--num_processes {typed}: {started} started; it must be 1 or more, as many on each machine")
 
 
 def _note_gpus(launch: Launch, device: str) -> str | None:
@@ -291,7 +302,7 @@ def _note_unknown(launch: Launch, _device: str) -> str | None:
     """An ACCELERATE_ variable that no row knows is most likely a misspelt one."""
     known = [PRECISION, USE_CPU, DEVICE, ACCUMULATION, LOG_LEVEL]
     lines = [
-        f"{name}: unknown variable, no effect {did_you_mean(name, known)}".rstrip()
+        f"{name}: unknown variable, no effect; {did_you_mean(name, known)}".rstrip("; ")
         for name in launch.environ
         if name.startswith("ACCELERATE_") and not any(re.fullmatch(row.variables, name) for row in ROWS)
     ]
@@ -344,7 +355,7 @@ ROWS = (
     Row(
         "a TPU",
         "XLA_USE_BF16|XLA_DOWNCAST_BF16|ACCELERATE_DOWNCAST_BF16|ACCELERATE_IN_TPU_POD",
-        "tpu|tpu_.*|vm|env|downcast_bf16|main_training_function",
+        "tpu|tpu_.*|no_tpu_cluster|vm|env|downcast_bf16|main_training_function",
     ),
     Row("compilation", "ACCELERATE_DYNAMO_.*", "dynamo_.*"),
     Row("threads", "OMP_NUM_THREADS", "num_cpu_threads_per_process"),
