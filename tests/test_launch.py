@@ -17,7 +17,7 @@ from tests.processes import run, tiny_config, train_script
 from utils import runtime
 from utils.config import TrainConfig, read_config
 from utils.errors import UserError
-from utils.system.launch import ACCUMULATION, ROWS, Launch, notes, read_launch, typed_options
+from utils.system.launch import ACCUMULATION, ROWS, Launch, notes, options_of_file, read_launch, typed_options
 from utils.system.ranks import adopt_ranks
 from utils.training.micro_batch import accumulated
 
@@ -52,11 +52,13 @@ REFUSED = [  # row, variables, the line
      "ACCELERATE_MIXED_PRECISION=fp8: fp8 is not supported yet; use --mixed_precision bf16"),
     ("precision", {"ACCELERATE_MIXED_PRECISION": "bf-16"},
      "ACCELERATE_MIXED_PRECISION='bf-16' is not allowed; did you mean bf16? it must be one of no, bf16, fp16"),
+    ("settings of fp8", {"ACCELERATE_FP8_BACKEND": "AO"},
+     "ACCELERATE_FP8_BACKEND=AO: fp8 is not supported yet; unset it"),
     *(("gradient accumulation", {ACCUMULATION: value},
        f"{ACCUMULATION}='{value}' is not allowed; it must be a whole number of at least 1")
       for value in ("0", "-4", "four", "2.0", "")),
     ("gradient clipping", {"ACCELERATE_GRADIENT_CLIPPING": "1.0"},
-     "ACCELERATE_GRADIENT_CLIPPING=1.0 is read by DeepSpeed alone; use train_accelerate.py --grad_clip_norm X"),
+     "ACCELERATE_GRADIENT_CLIPPING=1.0 is read by DeepSpeed alone; use train_accelerate.py --grad_clip_norm 1.0"),
     ("the CPU", {"ACCELERATE_USE_CPU": "maybe"}, "ACCELERATE_USE_CPU='maybe' is not allowed; it must be true or false"),
     ("a device", {"ACCELERATE_TORCH_DEVICE": "gpu0"},
      "ACCELERATE_TORCH_DEVICE='gpu0' is not allowed; it must be a device such as cpu or cuda:0"),
@@ -95,8 +97,7 @@ SAID = [  # row, variables, options, the line
     ("ParallelismConfig", {"PARALLELISM_CONFIG_CP_BACKEND": "torch"}, {},
      "PARALLELISM_CONFIG_CP_BACKEND: no effect without ParallelismConfig"),
     ("SageMaker", {}, {"aws_secret_access_key": "hidden"}, "--aws_secret_access_key: no effect without SageMaker"),
-    ("settings of fp8", {"ACCELERATE_FP8_BACKEND": "AO"}, {"fp8_margin": "1"},
-     "ACCELERATE_FP8_BACKEND, --fp8_margin: no effect without fp8"),
+    ("settings of fp8", {}, {"fp8_margin": "1"}, "--fp8_margin: no effect without fp8"),
     ("GPUs by number", {"CUDA_VISIBLE_DEVICES": "3"}, {},
      "CUDA_VISIBLE_DEVICES=3: there is no such GPU; computing on the CPU"),
     ("tasks of srun", {"SLURM_STEP_NUM_TASKS": "4"}, {},
@@ -168,8 +169,8 @@ def test_what_is_honoured_passes_without_a_word(row, variables):
         ({"use_parallelism_config": ""}, "--use_parallelism_config: ParallelismConfig is not supported yet"),
         ({"parallelism_config_tp_size": "2"}, "--parallelism_config_tp_size 2: parallelism other than"),
         ({"gradient_clipping": "1.0"}, "--gradient_clipping 1.0 is read by DeepSpeed alone"),
-        ({"num_processes": "0"}, "--num_processes 0: 1 started"),
-        ({"num_processes": "3"}, "--num_processes 3: 2 started"),
+        ({"num_processes": "0"}, "--num_processes 0 is not allowed: 1 started"),
+        ({"num_processes": "3"}, "--num_processes 3 is not allowed: 2 started"),
     ],
 )
 def test_an_option_that_the_launcher_drops_is_refused(options, line):
@@ -236,6 +237,14 @@ def test_values_of_the_launchers_options_are_read():
     options = {"cpu": "", "gradient_accumulation_steps": "4", "max_restarts": "3", "debug": ""}
     assert typed_options(words.split(), "run.py") == options
     assert typed_options(words.split(), "") == {}
+
+
+def test_what_the_launchers_file_asks_for_is_read():
+    """With several processes, the launcher does not hand its use_cpu on: on a machine with GPUs they would be used."""
+    configs = ROOT / "accelerate_configs"
+    assert options_of_file(str(configs / "multi_cpu.yaml")) == {"num_processes": "2", "use_cpu": "True"}
+    assert options_of_file(str(configs / "multi_gpu.yaml")) == {"num_processes": "8", "use_cpu": "False"}
+    assert options_of_file("missing.yaml") == options_of_file("") == options_of_file(str(ROOT / "Makefile")) == {}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
 from utils.errors import UserError, did_you_mean
 from utils.system.ranks import MPIS, RANKS, adopt_ranks, in_group, whole_number
 
@@ -86,6 +88,8 @@ def read_launch(environ: MutableMapping[str, str]) -> Launch:
     options = _launchers_options() if PRECISION in environ else {}
     if steps := options.get("gradient_accumulation_steps"):  # the launcher hands it on to DeepSpeed alone
         environ[ACCUMULATION] = steps
+    if options.get("use_cpu", "").lower() in TRUE:  # and this to a single process alone
+        environ.setdefault(USE_CPU, "true")
     launch = Launch(environ, options)
     for row in ROWS:
         if row.check:
@@ -126,8 +130,18 @@ def _launchers_options() -> dict[str, str]:
     with contextlib.suppress(psutil.Error):
         for process in psutil.Process().parents():
             if options := typed_options(process.cmdline(), sys.argv[0]):
-                return options
+                return options_of_file(options.get("config_file", "")) | options
     return {}
+
+
+def options_of_file(path: str) -> dict[str, str]:
+    """What the launcher's YAML or JSON file asks for and its launcher may not carry out; {} if it cannot be read."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    asked = content if isinstance(content, dict) else {}
+    return {name: str(asked[name]) for name in ("num_processes", "use_cpu") if name in asked}
 
 
 def typed_options(words: Sequence[str], script: str) -> dict[str, str]:
@@ -186,6 +200,12 @@ def _check_precision(launch: Launch) -> None:
         raise UserError(f"{PRECISION}={value!r} is not allowed; {hint}it must be one of {', '.join(PRECISIONS)}")
 
 
+def _check_fp8(launch: Launch) -> None:
+    """Accelerate takes a backend for fp8 whatever the precision is."""
+    for name, value in launch.given("ACCELERATE_FP8_.*"):
+        raise UserError(f"{name}{value}: fp8 is not supported yet; unset it")
+
+
 def _check_accumulation(launch: Launch) -> None:
     value = launch.environ.get(ACCUMULATION)
     if value is not None and whole_number(launch.environ, ACCUMULATION, 0) < 1:
@@ -195,7 +215,7 @@ def _check_accumulation(launch: Launch) -> None:
 def _check_clipping(launch: Launch) -> None:
     for name, value in launch.given(CLIPPING, "gradient_clipping"):
         if value.lower() not in ("none", "auto"):
-            raise UserError(f"{name}{value} is read by DeepSpeed alone; use train_accelerate.py --grad_clip_norm X")
+            raise UserError(f"{name}{value} is read by DeepSpeed alone; use train_accelerate.py --grad_clip_norm {value}")
 
 
 def _check_sizes(launch: Launch) -> None:
@@ -265,7 +285,9 @@ def _check_count(launch: Launch) -> None:
     if re.fullmatch(r"-?\d+", typed) and (
         int(typed) < 1 or (RANKS.world_size in launch.environ and int(typed) != started)
     ):
-        raise UserError(f"--num_processes {typed}: {started} started; it must be 1 or more, as many on each machine")
+        raise UserError(
+            f"--num_processes {typed} is not allowed: {started} started; it must be 1 or more, as many on each machine"
+        )
 
 
 def _note_gpus(launch: Launch, device: str) -> str | None:
@@ -338,7 +360,7 @@ ROWS = (
         "run accelerate launch on the instance itself",
     ),
     Row("precision", PRECISION, "mixed_precision", _check_precision),
-    Row("settings of fp8", "ACCELERATE_FP8_.*", "fp8_.*", None, _no_effect("ACCELERATE_FP8_.*", "fp8_.*", "fp8")),
+    Row("settings of fp8", "ACCELERATE_FP8_.*", "fp8_.*", _check_fp8, _no_effect(NONE, "fp8_.*", "fp8")),
     Row("gradient accumulation", ACCUMULATION, "gradient_accumulation_steps", _check_accumulation),
     Row("gradient clipping", CLIPPING, "gradient_clipping", _check_clipping),
     Row("the CPU", USE_CPU, "cpu", _flags(USE_CPU)),
