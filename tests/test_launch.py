@@ -80,7 +80,7 @@ REFUSED = [  # row, variables, the line
       for port in ("http", "0", "65536")),
     ("processes", {"OMPI_COMM_WORLD_SIZE": "many"}, "OMPI_COMM_WORLD_SIZE='many' is not allowed; it must be a whole"),
     ("processes", {"PMI_SIZE": "2", "PMI_RANK": "0"}, "LOCAL_RANK, MASTER_ADDR unset"),
-    ("processes", {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_MIXED_PRECISION": "no"},
+    ("processes", {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "ACCELERATE_MIXED_PRECISION": "no"},
      "accelerate launch was asked for several processes but started only one; on a CPU use --config_file "
      "accelerate_configs/multi_cpu.yaml"),
     ("the cores near a GPU", {"ACCELERATE_CPU_AFFINITY": "2"}, "ACCELERATE_CPU_AFFINITY='2' is not allowed"),

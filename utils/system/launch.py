@@ -215,7 +215,9 @@ def _check_accumulation(launch: Launch) -> None:
 def _check_clipping(launch: Launch) -> None:
     for name, value in launch.given(CLIPPING, "gradient_clipping"):
         if value.lower() not in ("none", "auto"):
-            raise UserError(f"{name}{value} is read by DeepSpeed alone; use train_accelerate.py --grad_clip_norm {value}")
+            raise UserError(
+                f"{name}{value} is read by DeepSpeed alone; use train_accelerate.py --grad_clip_norm {value}"
+            )
 
 
 def _check_sizes(launch: Launch) -> None:
@@ -243,6 +245,11 @@ def _check_ranks(launch: Launch) -> None:
     if in_group():
         return
     environ = launch.environ
+    if "MASTER_ADDR" in environ and PRECISION in environ and RANKS.rank not in environ:
+        raise UserError(
+            "accelerate launch was asked for several processes but started only one; on a CPU use --config_file "
+            "accelerate_configs/multi_cpu.yaml (if one is meant, MASTER_ADDR comes from elsewhere: unset it)"
+        )
     for names in (*MPIS, RANKS):
         for name in names:
             low = 1 if name in (names.world_size, names.local_world_size) else 0
@@ -270,11 +277,6 @@ def _check_whole(environ: Mapping[str, str]) -> None:
         shown = ", ".join(f"{name}={environ[name]}" for name in given)
         raise UserError(
             f"{shown}: {', '.join(missing)} unset; start the processes with accelerate launch or torchrun, or unset it"
-        )
-    if "MASTER_ADDR" in environ and PRECISION in environ and RANKS.rank not in environ:
-        raise UserError(
-            "accelerate launch was asked for several processes but started only one; on a CPU use --config_file "
-            "accelerate_configs/multi_cpu.yaml (if one is meant, MASTER_ADDR comes from elsewhere: unset it)"
         )
 
 
