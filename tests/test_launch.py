@@ -237,6 +237,9 @@ def test_values_of_the_launchers_options_are_read():
     options = {"cpu": "", "gradient_accumulation_steps": "4", "max_restarts": "3", "debug": ""}
     assert typed_options(words.split(), "run.py") == options
     assert typed_options(words.split(), "") == {}
+    assert typed_options(["accelerate", "launch", "--num_processes", "-1", "run.py"], "run.py") == {
+        "num_processes": "-1"
+    }
 
 
 def test_what_the_launchers_file_asks_for_is_read():

@@ -154,7 +154,7 @@ def typed_options(words: Sequence[str], script: str) -> dict[str, str]:
     for word, after in zip(before, [*before[1:], ""], strict=True):
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
-            options[name.replace("-", "_")] = value if equals or after.startswith("-") else after
+            options[name.replace("-", "_")] = value if equals or after.startswith("--") else after
     return options
 
 
