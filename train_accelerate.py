@@ -43,11 +43,12 @@ from utils.metrics import Scores
 from utils.resolution import fresh_statistics
 from utils.rundir import RunDirectory
 from utils.runtime import create_accelerator
+from utils.system.launch import accumulation_steps
 from utils.tracking.trackers import check_installed, check_trackers
 from utils.training.debugging import dev_run, shortened
 from utils.training.loading import choose_backend, create_train_loader, load_once_per_machine, sample_images
 from utils.training.lr_finder import find_learning_rate
-from utils.training.micro_batch import check_single_images, fit_micro_batch_size, micro_batches
+from utils.training.micro_batch import accumulated, check_single_images, fit_micro_batch_size, micro_batches
 from utils.training.nonfinite import is_ruined, recover
 from utils.training.norm_statistics import settle_statistics
 from utils.training.optimizers import create_optimizer, set_learning_rate
@@ -110,6 +111,10 @@ def set_up(config: TrainConfig, accelerator: Accelerator, directory: RunDirector
             download(config.dataset, config.data_dir)
     data = shortened(load_once_per_machine(config, accelerator), config)
     with together(accelerator):
+        steps = accumulation_steps(os.environ)
+        config = accumulated(config, steps, len(data.train), accelerator.num_processes)
+        if steps > 1:
+            accelerator.print(f"gradient accumulation {steps}: micro_batch_size is {config.micro_batch_size}")
         check_single_images(config, data, accelerator.num_processes)
         saved = saved_option(files, "augment_backend", "albumentations") if files else None
         backend = choose_backend(config, saved, data.train, accelerator)

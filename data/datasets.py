@@ -20,8 +20,8 @@ from PIL import Image
 from data.decoded import decode_once
 from data.images import SUFFIXES, ImageFiles, Images, Split, as_square
 from utils.errors import EnvironmentFault, UserError
-from utils.launcher import local_world_size
 from utils.memory import check_memory, free_memory
+from utils.system.ranks import local_world_size
 
 STATISTICS_SAMPLE = 20_000  # images of a folder that mean and std are computed from
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer

@@ -127,7 +127,9 @@ def test_launch_that_starts_one_process_instead_of_two_is_refused(tmp_path):
 
 def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
     """What `--multi_gpu` makes of a plain Accelerator() without a GPU: each process would train on its own."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    group = {"WORLD_SIZE": 2, "RANK": 0, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500}
+    for name, value in group.items():
+        monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(runtime, "Accelerator", lambda **_: SimpleNamespace(num_processes=1))
     with pytest.raises(UserError, match="2 processes were started but 1 found each other"):
         runtime.create_accelerator()

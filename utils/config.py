@@ -28,10 +28,12 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_loader
 from jsonargparse.typing import register_type
 
-from utils.errors import UserError, did_you_mean, nearest, one_line
+from utils.errors import UserError, did_you_mean, first_rank_first, nearest, one_line
 from utils.files import replace_file
 from utils.resolution import resolution_phases
 from utils.secrets import named_secret, without_secrets
+from utils.system.launch import goes_before_the_script, read_launch
+from utils.system.ranks import adopt_ranks
 
 DatasetName = Literal["cifar10", "cifar100", "digits", "imagefolder"]
 OptimizerName = Literal["sgd", "adamw", "muon"]
@@ -359,11 +361,18 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def parse_config(kind: type[AnyConfig], argv: Sequence[str] | None = None, description: str = "") -> AnyConfig:
-    """Builds the config from the command line; on a mistake prints one line and exits with code 2."""
+    """Builds the config from the command line, and checks the launch.
+
+    On a mistake in either it prints one line and exits with code 2.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
+    adopt_ranks(os.environ)
     try:
-        return read_config(kind, argv, description)
+        config = read_config(kind, argv, description)
+        read_launch(os.environ)
+        return config
     except UserError as error:
+        first_rank_first()
         print(f"error: {without_secrets(one_line(error))}", file=sys.stderr)
         sys.exit(2)
 
@@ -553,7 +562,7 @@ def _options(text: str, path: str, parser: Parser) -> dict[str, Any]:
     values = {}
     for name, value in content.items():
         if name not in parser.specs:
-            raise UserError(f"{_unknown(str(name), parser.specs)} (in {path})")
+            raise UserError(f"{_unknown(str(name), parser.specs, str(value))} (in {path})")
         values[name] = parser.typed(name, value)
         if not _fits(values[name], parser.specs[name].type):
             raise UserError(f"{_not_allowed(parser.specs[name], values[name])} (in {path})")
@@ -686,9 +695,13 @@ def _not_allowed(spec: dataclasses.Field, value: Any) -> str:
     return f"{spec.name}: {_shown(value)} is not allowed; {hint}it must be {_allowed_text(spec)}"
 
 
-def _unknown(name: str, specs: dict[str, dataclasses.Field]) -> str:
+def _unknown(name: str, specs: dict[str, dataclasses.Field], value: str = "") -> str:
+    """The line for an option that there is not; with its value, where the option is a launcher's."""
     if name == "run" and name in specs:
         return "run: it is given without its name, as the first word"
+    script = "analyze.py" if "run" in specs else "train_accelerate.py"
+    if belongs := goes_before_the_script(name.replace("-", "_"), "" if value.startswith("-") else value, script):
+        return f"{name}: unknown option; {belongs}"
     hint = did_you_mean(name, list(specs)).strip() or "--help lists them all"
     return f"{name}: unknown option; {hint}"
 
@@ -721,7 +734,7 @@ def _explain(message: str, parser: Parser, words: Sequence[str]) -> str:
         name = match[1] or match[2]
         return f"{name}: the value is missing" + (f"; it must be {_allowed_text(specs[name])}" if name in specs else "")
     if match := re.search(r"unrecognized arguments: --([^-\s=][^\s=]*)", message):
-        return _unknown(match[1], specs)
+        return _unknown(match[1], specs, next(_given(match[1], words), ""))
     if match := re.search(r"unrecognized arguments:(.*)", message):
         return f"{match[1].strip() or repr('')}: unexpected argument; options are written --name value"
     return message

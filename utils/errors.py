@@ -9,12 +9,14 @@ import os
 import re
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from utils.secrets import without_secrets
+from utils.system.ranks import in_group, local_rank, rank, world_size
 from utils.system.streams import keep_streams
 
 
@@ -52,6 +54,7 @@ class Interrupted(BaseException):
 
 
 LONGEST_LINE = 4000  # characters
+WAIT_FOR_FIRST_RANK = 10.0  # seconds; processes of one machine start and fail within less
 # What torch and NumPy say where there is not enough of it.
 OUT_OF_MEMORY = re.compile(r"out of memory|allocate memory|unable to allocate", re.IGNORECASE)
 OUT_OF_SHARED_MEMORY = re.compile(r"shared memory|</torch_")
@@ -143,10 +146,8 @@ def as_fault(error: BaseException | None) -> EnvironmentFault | None:
         )
     if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(message):
         return EnvironmentFault(f"out of memory ({one_line(message) or 'nothing more is known'})")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and LOST_PEER.search(message):
-        return EnvironmentFault(
-            f"rank {os.environ.get('RANK', '?')} lost another process (dead, or silent for longer than --peer_timeout)"
-        )
+    if world_size() > 1 and LOST_PEER.search(message):
+        return EnvironmentFault(f"rank {rank()} lost another process (dead, or silent for longer than --peer_timeout)")
     return None
 
 
@@ -156,7 +157,7 @@ def run_script(main: Callable[[Any], Any], config: Any) -> NoReturn:
     try:
         main(config)
     except Interrupted as stop:
-        leave(128 + stop.signum, str(stop) if int(os.environ.get("RANK", 0)) == 0 else "")
+        leave(128 + stop.signum, str(stop) if rank() == 0 else "")
     except KeyboardInterrupt:
         leave(128 + signal.SIGINT, "interrupted")
     except Exception as error:
@@ -165,8 +166,20 @@ def run_script(main: Callable[[Any], Any], config: Any) -> NoReturn:
             raise
         if config.debug:
             print(without_secrets(traceback.format_exc()), file=sys.stderr)
+        if not known.silent:
+            first_rank_first()
         leave(known.exit_code, "" if known.silent else f"error: {one_line(known)}")
     leave(0, "")
+
+
+def first_rank_first() -> None:
+    """Before the processes have found each other: lets the first one of this machine say what most likely ends all.
+
+    Its launcher then ends the others, this one while it waits here. An error that this process alone has is printed
+    after that.
+    """
+    if local_rank() > 0 and not in_group():
+        time.sleep(WAIT_FOR_FIRST_RANK)
 
 
 def leave(code: int, line: str) -> NoReturn:
@@ -179,6 +192,6 @@ def leave(code: int, line: str) -> NoReturn:
         print(without_secrets(line), file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if world_size() > 1:
         os._exit(code)
     sys.exit(code)

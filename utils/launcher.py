@@ -29,8 +29,3 @@ def available_cores() -> int:
     from joblib import cpu_count
 
     return cpu_count()
-
-
-def local_world_size() -> int:
-    """Training processes on this machine."""
-    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))

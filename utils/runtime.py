@@ -1,11 +1,13 @@
 """The machine under the program: processes, devices, threads, versions."""
 
+import contextlib
 import ctypes
 import os
 import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ import torch
 import torch.distributed as distributed
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs, is_torch_xla_available, parse_flag_from_env
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, is_torch_xla_available
 
-from utils.errors import UserError
-from utils.launcher import available_cores, local_world_size
+from utils.errors import SuiteError, UserError, as_fault, one_line
+from utils.launcher import available_cores
+from utils.system.launch import DEVICE, PRECISION, asks_for_cpu, notes, read_launch
+from utils.system.ranks import local_world_size, world_size
 
 
 def create_accelerator(
@@ -27,39 +31,42 @@ def create_accelerator(
     """The Accelerator of this launch: precision, processes and device are the launcher's.
 
     Where the launch names no precision, `default_precision` (no, fp16, bf16) is taken; a CPU has no fp16. Without any
-    accelerator device the processes form a gloo group on the CPU. Raises UserError where the processes do not form the
-    group that they were started as, since each would silently train on its own.
+    accelerator device the processes form a gloo group on the CPU. Raises UserError for what cannot be honoured
+    (`utils/system/launch.py`), and where the processes do not form the group that they were started as, since each
+    would silently train on its own.
 
     A process that does not answer the others for `peer_timeout` seconds counts as lost.
     """
-    if "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ:
-        raise UserError(
-            "accelerate launch was asked for several processes but started only one; on a CPU use "
-            "--config_file accelerate_configs/multi_cpu.yaml"
-        )
+    launch = read_launch(os.environ)
     devices = torch.cuda.device_count()
-    if 0 < devices < local_world_size() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+    if 0 < devices < local_world_size() and not asks_for_cpu(launch):
         raise UserError(f"{local_world_size()} processes were started on {devices} GPUs; use --num_processes {devices}")
-    on_cpu = not torch.accelerator.is_available() and not is_torch_xla_available()
+    _check_device(os.environ.get(DEVICE, "cpu"))
+    on_cpu = asks_for_cpu(launch) or not (torch.accelerator.is_available() or is_torch_xla_available())
+    if on_cpu and os.environ.get(PRECISION) == "fp16":
+        raise UserError("mixed_precision: fp16 needs a GPU; on a CPU use bf16 or no")
     if on_cpu and default_precision == "fp16":
         default_precision = "no"
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or AcceleratorState._shared_state
+    launched = PRECISION in os.environ or AcceleratorState._shared_state
     timeout = timedelta(seconds=peer_timeout)
-    _join_after_restart("gloo" if on_cpu or parse_flag_from_env("ACCELERATE_USE_CPU") else "nccl", timeout)
-    accelerator = Accelerator(
-        cpu=on_cpu,
-        mixed_precision=None if launched else default_precision,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
-    )
-    started = int(os.environ.get("WORLD_SIZE", accelerator.num_processes))
-    if started != accelerator.num_processes:
+    _join_after_restart("gloo" if on_cpu else "nccl", timeout)
+    with _refusals_in_one_line():
+        accelerator = Accelerator(
+            cpu=on_cpu,
+            mixed_precision=None if launched else default_precision,
+            # Pieces of a step are ours (utils/training/micro_batch.py); with more here it would divide each gradient.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
+        )
+    if "WORLD_SIZE" in os.environ and world_size() != accelerator.num_processes:
         raise UserError(
-            f"{started} processes were started but {accelerator.num_processes} found each other; "
+            f"{world_size()} processes were started but {accelerator.num_processes} found each other; "
             "see accelerate_configs/"
         )
+    for line in notes(launch, accelerator.device.type):
+        if accelerator.is_main_process:
+            print(f"note: {line}", file=sys.stderr)
     if accelerator.device.type == "cpu":
-        if accelerator.mixed_precision == "fp16":
-            raise UserError("mixed_precision: fp16 needs a GPU; on a CPU use bf16 or no")
         use_cores()
         keep_freed_memory()
     elif accelerator.device.type == "cuda":
@@ -67,6 +74,28 @@ def create_accelerator(
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
     return accelerator
+
+
+def _check_device(device: str) -> None:
+    """Raises UserError if the launch names a device that this machine lacks."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"{DEVICE}={device}: this machine has no such device; unset it or name one it has") from error
+
+
+@contextlib.contextmanager
+def _refusals_in_one_line() -> Iterator[None]:
+    """Turns whatever Accelerate raises while it is made into one line that names what the launch has set."""
+    try:
+        yield
+    except (SuiteError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        if fault := as_fault(error):
+            raise fault from error
+        asked = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("ACCELERATE_")]
+        raise UserError(f"Accelerate refuses the launch ({', '.join(asked)}): {one_line(error)}") from error
 
 
 def _join_after_restart(backend: str, timeout: timedelta) -> None:

@@ -1,1 +1,1 @@
-"""The system around the program: its streams, its folders."""
+"""The machine, the launch and the streams under the program."""

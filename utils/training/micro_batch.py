@@ -1,5 +1,6 @@
 """A rank's part of a global batch in pieces that fit into memory; the global batch never changes."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from models import create_model, model_arguments
 from utils.config import TrainConfig
 from utils.errors import EnvironmentFault, UserError
 from utils.resolution import resolution_phases
+from utils.system.launch import ACCUMULATION
 
 
 class Piece(NamedTuple):
@@ -38,6 +40,27 @@ def micro_batches(
         return [filler] * parts
     pieces = zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True)
     return [Piece(*piece, 1.0) if len(piece[1]) else filler for piece in pieces]
+
+
+def accumulated(config: TrainConfig, steps: int, images: int, world_size: int) -> TrainConfig:
+    """The config with the micro_batch_size that gradient accumulation over `steps` means for a set of `images`.
+
+    Each process computes its part of an optimizer step in so many pieces: less memory, the same training. Raises
+    UserError if the part has fewer images than that, or if the config asks for another micro_batch_size.
+    """
+    if steps == 1:
+        return config
+    part = -(-min(config.batch_size, images) // world_size)
+    size = -(-part // steps)
+    asked = f"{ACCUMULATION}={steps}"
+    if steps > part:
+        raise UserError(f"{asked} is not allowed: a process has {part} images per step; it must be at most {part}")
+    if config.micro_batch_size not in (None, size):
+        raise UserError(
+            f"micro_batch_size: {config.micro_batch_size} contradicts {asked}, which makes it {size} (of {part} images "
+            "per process and step); give one of them"
+        )
+    return dataclasses.replace(config, micro_batch_size=size)
 
 
 def smallest_piece(count: int, batch_size: int, world_size: int, micro_batch_size: int | None) -> int:

@@ -14,6 +14,7 @@ import torch.distributed
 from accelerate import Accelerator
 
 from utils.errors import leave
+from utils.system.ranks import rank
 
 HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, *([HANGUP] if HANGUP else []))
@@ -56,7 +57,7 @@ class StopRequest:
             leave(128 + signal.SIGINT, "interrupted twice: stopped at once, nothing was saved")
         if not self.signum:
             self.signum, self._noted_at = signum, time.monotonic()
-            if int(os.environ.get("RANK", 0)) == 0:
+            if rank() == 0:
                 print(f"\n{signal.Signals(signum).name} received: saving, then stopping", file=sys.stderr)
 
     def agreed(self) -> int:
