@@ -226,7 +226,7 @@ def train_step(run: Run, batch: Batch, rate: float, step: int | None = None) -> 
     world_size = accelerator.num_processes
     pieces = micro_batches(inputs, targets, batch.count, batch.global_count, run.micro_batch_size, world_size)
     scale = world_size / batch.global_count
-    loss_sum, hits = torch.zeros(2, device=accelerator.device)
+    loss_sum, hits = torch.zeros_like(run.window.sums[:2])
     for position, piece in enumerate(pieces):
         last = position == len(pieces) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(run.trained):
