@@ -20,7 +20,7 @@ from utils.training.micro_batch import fit_micro_batch_size, largest_that_fits, 
 pytestmark = pytest.mark.slow
 
 # Rounding differs between divisions of a batch, and a unit at the kink of its ReLU turns a difference of 1e-8 into
-# another gradient: in float32 losses drift apart after some steps. In float64 hardly a unit is that near to its kink, so
+# another gradient: in float32 losses drift apart after some steps. In float64 hardly a unit is that near to a kink, so
 # whole runs at the usual learning rates show whether they are the same computation; in float32 the first two steps do.
 # Coloured noise, since many units meet at their kinks on images with large areas of one value.
 NOISE = {"dataset": "imagefolder", "norm": "group", "batch_size": 32, "epochs": 2, "lr": 0.05, "momentum": 0.9}
