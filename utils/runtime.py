@@ -18,6 +18,9 @@ from accelerate.utils import InitProcessGroupKwargs, is_torch_xla_available, par
 
 from utils.errors import UserError
 from utils.launcher import available_cores, local_world_size
+from utils.system.compilation import compiled_as, no_compilation
+from utils.system.rendezvous import joining
+from utils.system.threads import choose_threads
 
 
 def create_accelerator(
@@ -45,12 +48,15 @@ def create_accelerator(
         default_precision = "no"
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ or AcceleratorState._shared_state
     timeout = timedelta(seconds=peer_timeout)
-    _join_after_restart("gloo" if on_cpu or parse_flag_from_env("ACCELERATE_USE_CPU") else "nccl", timeout)
-    accelerator = Accelerator(
-        cpu=on_cpu,
-        mixed_precision=None if launched else default_precision,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
-    )
+    with joining(timeout):
+        _join_after_restart("gloo" if on_cpu or parse_flag_from_env("ACCELERATE_USE_CPU") else "nccl", timeout)
+        accelerator = Accelerator(
+            cpu=on_cpu,
+            mixed_precision=None if launched else default_precision,
+            dynamo_plugin=no_compilation(),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
+        )
+    accelerator.state.dynamo_plugin = no_compilation()  # of an earlier training in this process it would stay
     started = int(os.environ.get("WORLD_SIZE", accelerator.num_processes))
     if started != accelerator.num_processes:
         raise UserError(
@@ -85,8 +91,14 @@ def _join_after_restart(backend: str, timeout: timedelta) -> None:
 
 
 def use_cores(loader_workers: int = 0) -> None:
-    """Gives torch this process's share of the machine's cores, less one for each of its loader workers."""
-    torch.set_num_threads(max(1, available_cores() // local_world_size() - loader_workers))
+    """Gives torch this process's share of the machine's cores, less one for each of its loader workers.
+
+    Fewer where a person asks for fewer (utils/system/threads.py). Raises UserError where that is no number.
+    """
+    threads, line = choose_threads(os.environ, available_cores(), local_world_size(), loader_workers)
+    torch.set_num_threads(threads)
+    if line and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def keep_freed_memory() -> None:
@@ -130,6 +142,7 @@ def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "world_size": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
+        "compile": compiled_as(accelerator.state.dynamo_plugin),
         "platform": platform.platform(),
         "command": [Path(sys.executable).name, *sys.argv],
     }

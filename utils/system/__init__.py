@@ -1,0 +1,1 @@
+"""The system around a training: its launch, processes, threads and compiler."""
