@@ -35,7 +35,9 @@ def use_compilation(compile: bool, accelerator: Accelerator) -> None:
     with together(accelerator):
         plugin = compilation(compile, os.environ)
         if plugin.fullgraph and accelerator.num_processes > 1:
-            raise UserError(f"{PREFIX}USE_FULLGRAPH: torch cannot compile a model of several processes whole; leave it out")
+            raise UserError(
+                f"{PREFIX}USE_FULLGRAPH: torch cannot compile a model of several processes whole; leave it out"
+            )
         check_compiler(plugin, accelerator.device)
         accelerator.state.dynamo_plugin = plugin
 

@@ -2,14 +2,16 @@
 
 import contextlib
 import os
+import socket
 import time
 from collections.abc import Iterator
 from datetime import timedelta
 
 import torch.distributed as distributed
 
-from utils.errors import EnvironmentFault, as_fault
+from utils.errors import EnvironmentFault, as_fault, one_line
 
+POLL_SECONDS = 0.1
 NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -47,40 +49,54 @@ def _meet(timeout: timedelta) -> distributed.Store:
     """Waits for all processes; the first of a machine speaks, the others wait a second longer and stay silent."""
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     silent = int(os.environ.get("LOCAL_RANK", 0)) > 0
-    deadline = time.monotonic() + timeout.total_seconds() + silent
     within = f"within {timeout.total_seconds():.0f} s"
+    deadline = time.monotonic() + timeout.total_seconds() + silent
     hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-
-    def left() -> timedelta:
-        return timedelta(seconds=max(1.0, deadline - time.monotonic()))
-
     try:
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store: distributed.Store = distributed.TCPStore(
-            address, port, is_master=hosts, timeout=left(), wait_for_workers=False, multi_tenant=True
+        if not hosts:
+            _reach(deadline)
+        store = distributed.TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=hosts,
+            timeout=timeout,
+            wait_for_workers=False,
+            multi_tenant=True,  # Accelerate's own store of this process is the same
         )
-    except RuntimeError as error:
-        if hosts:
-            text = f"rank 0 cannot listen at {_address()}; is the port in use? choose another one on every machine"
-        else:
-            text = (
-                f"rank {rank} did not reach {_address()} {within}; check that machine 0 has been started, that this is "
-                "its address and the port is open; a larger --peer_timeout waits longer"
+    except (OSError, RuntimeError) as error:
+        reason = one_line(str(error).split("\n")[0])
+        what = f"rank 0 cannot listen at {_address()}: {reason}; choose another port, the same on every machine"
+        if not hosts:
+            what = (
+                f"rank {rank} did not reach {_address()} {within}: {reason}; check that machine 0 has been started, "
+                "that this is its address and the port is open; a larger --peer_timeout waits longer"
             )
-        raise EnvironmentFault(text, silent) from error
-    # With its static rendezvous, torch's elastic agent keeps its store over a restart.
-    store = distributed.PrefixStore(f"meeting {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    came = "some"
-    try:
-        if store.add("came", 1) == world_size:
-            store.set("all", "yes")
-        store.wait(["all"], left())
-    except RuntimeError as error:
-        with contextlib.suppress(RuntimeError):
-            came = str(store.add("came", 0))
+        raise EnvironmentFault(what, silent) from error
+    # torch's elastic agent may keep its store over a restart.
+    meeting = distributed.PrefixStore(f"meeting {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    came = 0
+    with contextlib.suppress(RuntimeError):  # rank 0 has given up and taken the store along
+        came = meeting.add("came", 1)
+        while came < world_size and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+            came = meeting.add("came", 0)
+    if came < world_size:
         raise EnvironmentFault(
             f"only {came} of {world_size} processes came to {_address()} {within}; check that every machine has been "
             "started with this address and port; a larger --peer_timeout waits longer",
             silent,
-        ) from error
-    return store
+        )
+    return meeting
+
+
+def _reach(deadline: float) -> None:
+    """Waits until something listens there; torch's own attempts would each print a page. Raises OSError."""
+    while True:
+        left = max(POLL_SECONDS, deadline - time.monotonic())
+        try:
+            socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), left).close()
+            return
+        except OSError:
+            if time.monotonic() + POLL_SECONDS > deadline:
+                raise
+        time.sleep(POLL_SECONDS)
