@@ -1,13 +1,18 @@
 """One compilation, whichever way it is asked for; what cannot be compiled is refused before any work."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
+import torch
 from safetensors import safe_open
 
+from tests.conftest import ROOT
 from tests.processes import run, tiny_config, train_script
 from utils.errors import UserError
-from utils.system.compilation import compilation, compiled_as
+from utils.system.compilation import check_compiler, compilation, compiled_as
 
 LAUNCHER = {  # what `accelerate launch` always sets
     "ACCELERATE_DYNAMO_BACKEND": "NO",
@@ -60,7 +65,7 @@ def test_what_the_launcher_sets_unasked_changes_nothing():
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(option, launch, words):
-    with pytest.raises(UserError, match="^ACCELERATE_DYNAMO_") as refused:
+    with pytest.raises(UserError, match=r"^ACCELERATE_DYNAMO_") as refused:
         compilation(option, launch)
     assert words in str(refused.value)
 
@@ -78,21 +83,41 @@ def test_launch_and_option_together_compile_once_and_the_weights_keep_their_name
     assert json.loads((folder / "summary.json").read_text())["test_count"] == 360
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("environment", "world_size", "words"),
-    [
-        ({"CXX": "no-such-compiler"}, 1, "inductor needs a C++ compiler on a CPU, and no-such-compiler is missing"),
-        ({"CXX": "false"}, 1, "inductor does not work here (InductorError: InvalidCxxCompiler"),
-        (variables(BACKEND="eager", USE_FULLGRAPH="true"), 2, "USE_FULLGRAPH: torch cannot compile a model of several"),
-    ],
-)
-def test_a_machine_that_cannot_compile_says_so_before_anything_is_made(tmp_path, environment, world_size, words):
+def test_a_backend_whose_library_is_missing_is_refused_with_its_own_words():
+    with pytest.raises(UserError, match=r"^compile: tvm does not work here \(.*; put that right, or train without"):
+        check_compiler(compilation(False, variables(BACKEND="tvm")), torch.device("cpu"))
+
+
+def test_a_model_of_several_processes_is_not_compiled_whole(tmp_path):
     folder, log = tmp_path / "run", tmp_path / "log"
-    environment = {**environment, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    config = tiny_config(folder, max_steps=3, compile=True)
-    assert run(train_script, config, environment, world_size=world_size, log=log) == [2] * world_size
-    (line,) = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
-    assert words in line
-    assert "Traceback" not in log.read_text()
+    environment = variables(BACKEND="eager", USE_FULLGRAPH="true")
+    assert run(train_script, tiny_config(folder), environment, world_size=2, log=log) == [2, 2]
+    (line,) = log.read_text().splitlines()
+    assert line.startswith("error: ACCELERATE_DYNAMO_USE_FULLGRAPH: torch cannot compile a model of several processes")
+    assert not folder.exists()
+
+
+@pytest.mark.slow
+def test_a_machine_without_a_compiler_says_so_before_anything_is_made(tmp_path):
+    folder = tmp_path / "run"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "train_accelerate.py",
+            "--compile",
+            "true",
+            "--dataset",
+            "digits",
+            "--output_dir",
+            str(folder),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: compile: inductor needs a C++ compiler on a CPU, and no-such-compiler is missing; ")
     assert not folder.exists()

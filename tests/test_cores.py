@@ -69,7 +69,7 @@ def test_more_threads_than_the_share_are_cut_in_a_line():
 
 def test_what_is_no_number_of_threads_is_refused():
     for value in ("many", "-1", "1.5", "\u00b2"):
-        with pytest.raises(UserError, match="OMP_NUM_THREADS: .* must be a whole number"):
+        with pytest.raises(UserError, match=r"OMP_NUM_THREADS: .* must be a whole number"):
             choose_threads({"OMP_NUM_THREADS": value}, 2, 1)
 
 
