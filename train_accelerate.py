@@ -43,6 +43,7 @@ from utils.metrics import Scores
 from utils.resolution import fresh_statistics
 from utils.rundir import RunDirectory
 from utils.runtime import create_accelerator
+from utils.system.compilation import use_compilation
 from utils.system.launch import accumulation_steps
 from utils.tracking.trackers import check_installed, check_trackers
 from utils.training.debugging import dev_run, shortened
@@ -68,6 +69,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """The training from its start, or from where it was stopped, to its end."""
     check_installed(config.trackers)
     accelerator = create_accelerator(peer_timeout=config.peer_timeout)
+    use_compilation(config.compile, accelerator)
     with (
         StopRequest(accelerator, config.peer_timeout) as stop,
         RunDirectory(config, accelerator) as directory,
@@ -77,6 +79,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             find_learning_rate(run, stop, train_step)
         if config.on_nan == "rollback" and run.state.step == 0:
             run.save()  # something to go back to
+        if run.state.evaluated_step >= run.last_step:
+            say_finished(run)
         scores = None
         while run.state.evaluated_step < run.last_step:
             started = time.perf_counter()
@@ -86,7 +90,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             run.track_checkpoint()
         if scores:
             run.save()  # with the last evaluation
-        summary = finish(run, scores)
+        with stop.answering("stopping; training is finished"):
+            summary = finish(run, stop, scores)
     accelerator.end_training()
     if accelerator.is_main_process:
         push(config)
@@ -148,6 +153,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator, directory: RunDirector
     if device.type == "cuda" and accelerator.num_processes > 1:
         run.model = with_synchronised_batch_norm(model)  # with the same parameters
     directory.start(run.state.metrics_size, source, data)
+    run.note_launch()
     run.prepare()
     return run
 
@@ -285,20 +291,46 @@ def evaluate_epoch(run: Run, stop: StopRequest, started: float) -> Scores:
     return test
 
 
-def finish(run: Run, scores: Scores | None) -> dict[str, Any]:
-    """Exports the reported model, of the best epoch on the validation split or the last, and writes the summary."""
+def say_finished(run: Run) -> None:
+    """One line instead of epochs, for a run that has none left to train."""
+    if not run.accelerator.is_main_process:
+        return
+    folder, steps = shlex.quote(run.config.output_dir), f"{run.state.step} steps"
+    if run.state.step < run.total_steps:
+        steps += f" of {run.total_steps}: max_steps"
+    accuracy = run.directory.finished_accuracy(run.state.step)
+    if accuracy is None:
+        print(f"{folder} is trained to its end ({steps}); evaluating and exporting the model")
+    else:
+        print(f"{folder} is finished ({steps}, test accuracy {accuracy:.2%}); nothing to train")
+
+
+def finish(run: Run, stop: StopRequest, scores: Scores | None) -> dict[str, Any]:
+    """Exports the reported model, of the best epoch on the validation split or the last, and writes the summary.
+
+    A signal is answered between batches and before the export: there is no training left to save.
+    """
     config, state, accelerator = run.config, run.state, run.accelerator
+
+    def stop_if_asked(where: str = "in the final evaluation") -> None:
+        if signum := stop.agreed():
+            raise Interrupted(signum, f"stopped {where}, after all training; {run.directory.how_to_go_on()}")
+
     best = run.best if run.accuracy_to_beat is not None else None
     if best is not None:
         run.reported.load_state_dict(best)
     if best is not None or scores is None:
-        scores = run.evaluate(run.data.test)
-    plain, scores = scores, scores if config.tta == "none" else run.evaluate(run.data.test, tta=config.tta)
+        scores = run.evaluate(run.data.test, stop_if_asked)
+    plain = scores
+    if config.tta != "none":
+        scores = run.evaluate(run.data.test, stop_if_asked, config.tta)
     summary = run.summary(scores, plain)
     with together(accelerator):
         if accelerator.is_main_process:
             write_model_folder(run, summary)
         run.directory.finish(summary)
+    if config.export:
+        stop_if_asked("before the export")
     write_exports(run, summary)
     run.track_model(summary)
     folder = shlex.quote(config.output_dir)

@@ -14,6 +14,8 @@ from PIL import Image, ImageOps
 
 from utils.errors import UserError
 from utils.launcher import available_cores
+from utils.system.ranks import local_world_size
+from utils.system.threads import asked_threads
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 # What a file may hold, whatever its name says. Pillow reads many more, some of them by starting other programs.
@@ -60,7 +62,8 @@ class ImageFiles:
         """As many as pay for files of this size."""
         sample = self.paths[:: max(1, len(self.paths) // 100)]
         sizes = [os.path.getsize(path) for path in sample if os.path.isfile(path)]
-        return available_cores() if sum(sizes) >= THREADS_PAY_FROM * len(sizes) else 1
+        cores, (_, asked) = available_cores(), asked_threads(os.environ, local_world_size())
+        return min(cores, asked or cores) if sum(sizes) >= THREADS_PAY_FROM * len(sizes) else 1
 
 
 class Selected:

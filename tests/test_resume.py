@@ -160,6 +160,50 @@ def test_stop_or_kill_during_evaluation_loses_no_training(unbroken, tmp_path, si
     assert outcome(tmp_path / "run") == outcome(unbroken[1])
 
 
+def train_and_stop(config, where: str) -> None:
+    """SIGTERM arrives in the range test or in the final evaluation."""
+    import train_accelerate
+    from utils.errors import run_script
+
+    name = {"range test": "train_step", "final evaluation": "finish"}[where]
+    called, ordinary = [], getattr(train_accelerate, name)
+
+    def interrupted(*arguments):
+        called.append(arguments)
+        if len(called) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return ordinary(*arguments)
+
+    setattr(train_accelerate, name, interrupted)
+    run_script(train_accelerate.main, config)
+
+
+def test_stop_in_the_final_evaluation_is_answered_soon_and_the_same_command_completes_the_run(tmp_path):
+    folder, log = tmp_path / "run", tmp_path / "log"
+    config = tiny_config(folder, **OPTIONS, max_steps=4, tta="flip")
+    assert run(train_and_stop, config, "final evaluation", log=log) == [128 + signal.SIGTERM]
+    text = log.read_text()
+    assert "SIGTERM received: stopping; training is finished" in text
+    assert "saving" not in text
+    assert text.endswith(
+        "stopped in the final evaluation, after all training; the same command goes on from step-000004\n"
+    )
+    assert not (folder / "summary.json").exists()
+    assert run(train_script, config, log=log) == [0]
+    assert "is trained to its end (4 steps of 69: max_steps); evaluating and exporting" in log.read_text()
+    assert (folder / "model" / "model.safetensors").exists()
+
+
+def test_stop_in_the_range_test_says_that_nothing_is_saved(tmp_path):
+    folder, log = tmp_path / "run", tmp_path / "log"
+    config = tiny_config(folder, **OPTIONS, find_lr=True, max_steps=4)
+    assert run(train_and_stop, config, "range test", log=log) == [128 + signal.SIGTERM]
+    assert "SIGTERM received: stopping; nothing has been trained yet" in log.read_text()
+    assert log.read_text().endswith("stopped in the range test, before training; the same command starts anew\n")
+    assert "saving" not in log.read_text()
+    assert run(train_script, config) == [0]
+
+
 def test_second_interrupt_stops_at_once(tmp_path):
     folder, log = tmp_path / "run", tmp_path / "log"
     processes = start(train_script, tiny_config(folder, **OPTIONS, epochs=200), log=log)
@@ -294,14 +338,22 @@ def test_dead_rank_ends_the_others_within_seconds_and_one_line(tmp_path):
 def test_finished_run_is_not_trained_again(unbroken, tmp_path):
     shutil.copytree(unbroken[1], tmp_path / "run")
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    assert run(train_script, tiny_config(tmp_path / "run", **OPTIONS)) == [0]
+    log = tmp_path / "log"
+    assert run(train_script, tiny_config(tmp_path / "run", **OPTIONS), log=log) == [0]
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    accuracy = json.loads((tmp_path / "run" / "summary.json").read_text())["test_accuracy"]
+    assert f"run is finished (69 steps, test accuracy {accuracy:.2%}); nothing to train\n" in log.read_text()
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"lr": 0.2}, ["lr", "0.2", "0.1"]),
+        (
+            {"epochs": 30},
+            ["epochs: 30 differs from 3", "resume with the same", "30 epochs from the start with another"],
+        ),
+        ({"batch_size": 32}, ["batch_size: 32", "micro_batch_size"]),
         ({"width": 32}, ["width", "32", "16"]),
         ({"resume": "never"}, ["already holds a run", "--resume auto"]),
         ({"resume": "nowhere"}, ["nowhere", "auto, never or a checkpoint folder"]),

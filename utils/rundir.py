@@ -24,7 +24,7 @@ from utils.config import TrainConfig, write_config
 from utils.errors import EnvironmentFault, UserError, as_fault, one_line, together
 from utils.files import LOCK, check_writable, lock_folder, replace_file, to_json
 from utils.metrics import MetricsFile
-from utils.reading import check_files, check_folder, read_json
+from utils.reading import check_files, check_folder, is_number, read_json
 from utils.runtime import describe_environment
 from utils.tracking.tracker import Line, Tracker
 from utils.tracking.trackers import Trackers, identify_run, tracked_as
@@ -138,7 +138,7 @@ class RunDirectory:
 
     def _describe(self, environment: dict[str, Any]) -> None:
         """config.yaml, environment.json and the trackers, which are told what they have missed."""
-        known = tracked_as(_saved_environment(self.path / "environment.json"))
+        known = tracked_as(_saved(self.path / "environment.json"))
         known.setdefault("run_id", os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8])
         self._write_identity(known)
         self._trackers = Trackers(self.config.trackers, identify_run(self.config, self.path, known))
@@ -156,6 +156,12 @@ class RunDirectory:
         self._identity = known
         replace_file(self.path / "environment.json", to_json({**self.environment, **known}))
         write_config(self.config, self.path / "config.yaml")
+
+    def finished_accuracy(self, step: int) -> float | None:
+        """The test accuracy of a run that was finished at this step before; None if it was not."""
+        summary = _saved(self.path / "summary.json")
+        accuracy = summary.get("test_accuracy")
+        return accuracy if summary.get("steps") == step and is_number(accuracy, 0, 1) else None
 
     # -- during training ----------------------------------------------------------------------------------------------
 
@@ -245,8 +251,8 @@ def _run_of(checkpoint: Path) -> Path:
     return run if folder.parent.name == "checkpoints" and (run / "config.yaml").is_file() else folder
 
 
-def _saved_environment(path: Path) -> dict[str, Any]:
-    """environment.json of an earlier start; empty where there is none, or none that can be read."""
+def _saved(path: Path) -> dict[str, Any]:
+    """A JSON file of an earlier start; empty where there is none, or none that can be read."""
     try:
         return read_json(path)
     except (OSError, UserError):

@@ -20,8 +20,11 @@ from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs,
 
 from utils.errors import SuiteError, UserError, as_fault, one_line
 from utils.launcher import available_cores
+from utils.system.compilation import compiled_as, no_compilation
 from utils.system.launch import DEVICE, PRECISION, asks_for_cpu, notes, read_launch
-from utils.system.ranks import local_world_size, world_size
+from utils.system.ranks import local_rank, local_world_size, world_size
+from utils.system.rendezvous import joining
+from utils.system.threads import choose_threads
 
 
 def create_accelerator(
@@ -49,15 +52,17 @@ def create_accelerator(
         default_precision = "no"
     launched = PRECISION in os.environ or AcceleratorState._shared_state
     timeout = timedelta(seconds=peer_timeout)
-    _join_after_restart("gloo" if on_cpu else "nccl", timeout)
-    with _refusals_in_one_line():
+    with joining(timeout), _refusals_in_one_line():
+        _join_after_restart("gloo" if on_cpu else "nccl", timeout)
         accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision=None if launched else default_precision,
             # Pieces of a step are ours (utils/training/micro_batch.py); with more here it would divide each gradient.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            dynamo_plugin=no_compilation(),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
         )
+    accelerator.state.dynamo_plugin = no_compilation()  # of an earlier training in this process it would stay
     if "WORLD_SIZE" in os.environ and world_size() != accelerator.num_processes:
         raise UserError(
             f"{world_size()} processes were started but {accelerator.num_processes} found each other; "
@@ -114,8 +119,14 @@ def _join_after_restart(backend: str, timeout: timedelta) -> None:
 
 
 def use_cores(loader_workers: int = 0) -> None:
-    """Gives torch this process's share of the machine's cores, less one for each of its loader workers."""
-    torch.set_num_threads(max(1, available_cores() // local_world_size() - loader_workers))
+    """Gives torch this process's share of the machine's cores, less one for each of its loader workers.
+
+    Fewer where a person asks for fewer (utils/system/threads.py). Raises UserError where that is no number.
+    """
+    threads, line = choose_threads(os.environ, available_cores(), local_world_size(), loader_workers)
+    torch.set_num_threads(threads)
+    if line and local_rank() == 0:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def keep_freed_memory() -> None:
@@ -159,6 +170,7 @@ def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "world_size": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
+        "compile": compiled_as(accelerator.state.dynamo_plugin),
         "platform": platform.platform(),
         "command": [Path(sys.executable).name, *sys.argv],
     }

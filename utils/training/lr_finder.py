@@ -33,13 +33,14 @@ def find_learning_rate(
 
     def step(rate: float) -> float:
         if signum := stop.agreed():
-            raise Interrupted(signum, "stopped in the range test, before training")
+            raise Interrupted(signum, f"stopped in the range test, before training; {run.directory.how_to_go_on()}")
         (position, batch), mean = next(batches), RunningMean(accelerator.device)
         mean.add(*train_step(run, batch, rate, position), batch.count)
         loss, _, count = mean.mean(accelerator)
         return loss if count == batch.global_count else math.nan
 
-    test = range_test(step, 1.0 if run.config.optimizer == "muon" else CAREFUL_SHARE)
+    with stop.answering("stopping; nothing has been trained yet"):
+        test = range_test(step, 1.0 if run.config.optimizer == "muon" else CAREFUL_SHARE)
     run.model.load_state_dict(weights)
     run.optimizer.state.clear()
     if scaler:

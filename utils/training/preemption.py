@@ -1,10 +1,12 @@
 """Stopping on SIGTERM, SIGINT and SIGHUP (a lost terminal): every rank at the same step, after saving."""
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from types import FrameType
 from typing import Any
@@ -25,7 +27,12 @@ class StopRequest:
     """Notes stop signals, and lets all ranks agree on them at a step boundary. Use as a context manager.
 
     A second SIGINT ends the process at once.
+
+    Attributes:
+        answer: what is done about a signal at this point of the program, for the line that it is answered with.
     """
+
+    answer = "saving, then stopping"
 
     def __init__(self, accelerator: Accelerator, peer_timeout: int = 600):
         self.signum = 0
@@ -54,11 +61,20 @@ class StopRequest:
             return
         from_agent = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._noted_at < REPEAT_SECONDS
         if self.signum and signum == signal.SIGINT and not from_agent:
-            leave(128 + signal.SIGINT, "interrupted twice: stopped at once, nothing was saved")
+            leave(128 + signal.SIGINT, "interrupted twice: stopped at once, without saving")
         if not self.signum:
             self.signum, self._noted_at = signum, time.monotonic()
             if rank() == 0:
-                print(f"\n{signal.Signals(signum).name} received: saving, then stopping", file=sys.stderr)
+                print(f"\n{signal.Signals(signum).name} received: {self.answer}", file=sys.stderr)
+
+    @contextlib.contextmanager
+    def answering(self, answer: str) -> Iterator[None]:
+        """Has a signal in the block answered with other words."""
+        before, self.answer = self.answer, answer
+        try:
+            yield
+        finally:
+            self.answer = before
 
     def agreed(self) -> int:
         """The signal to stop for, the same on every rank, or 0. To be called on every rank at the same step."""

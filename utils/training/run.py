@@ -1,6 +1,7 @@
 """Everything that one training works with, and what is asked of it more than once."""
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from data.loaders import DeviceLoader, EvaluationLoader, TrainLoader
 from models import model_arguments
 from utils.checkpoint import ModelConfig
 from utils.config import TrainConfig
+from utils.errors import one_line
 from utils.evaluation import predict
 from utils.metrics import RunningMean, Scores, score
 from utils.model_summary import describe_model
@@ -22,6 +24,7 @@ from utils.resolution import Phase, phase_at, resolution_phases
 from utils.rundir import RunDirectory
 from utils.tracking.tracker import Text, Tracker
 from utils.training.averaging import Ema, Lookahead
+from utils.training.launches import Launch, difference, launch_of, with_launch
 from utils.training.loading import worker_count
 from utils.training.machine_use import MachineUse
 from utils.training.mixing import Mixing
@@ -47,6 +50,7 @@ class Run:
         gradient_norm: of the last step, before clipping.
         bad_steps: the latest steps in a row whose loss or gradient was not finite; int64 on the device.
         profiler: on the main process, where asked for.
+        launch: the step that it began at and what environment.json says of it, on the main process from set-up on.
     """
 
     config: TrainConfig
@@ -72,6 +76,7 @@ class Run:
     state: TrainState = field(default_factory=TrainState)
     best: dict[str, Tensor] | None = None
     profiler: StepProfiler | None = None
+    launch: tuple[int, Launch] | None = None
 
     def __post_init__(self) -> None:
         config, data, device = self.config, self.data, self.accelerator.device
@@ -98,13 +103,23 @@ class Run:
         self.window.restore(self.state.window, rank, world_size)
         self.epoch_sums.restore(self.state.epoch_sums, rank, world_size)
         self.bad_steps = torch.full_like(self.bad_steps, self.state.bad_steps)
+        if self.launch:
+            self.state.launches = with_launch(self.state.launches, *self.launch)
+
+    def note_launch(self) -> None:
+        """Takes this launch into the run's history, unless there is nothing left to train; a warning says what differs
+        from the launch that it began with."""
+        if not self.accelerator.is_main_process or self.state.evaluated_step >= self.last_step:
+            return
+        self.launch = self.state.step, launch_of(self.directory.environment)
+        if self.state.step and (line := difference(self.state.launches, self.launch[1])):
+            print(f"warning: {one_line(line)}", file=sys.stderr)
+        self.state.launches = with_launch(self.state.launches, *self.launch)
 
     def prepare(self) -> None:
-        """Hands model and optimizer to Accelerate: device, precision, DDP; compiles where asked for."""
+        """Hands model and optimizer to Accelerate: device, precision, DDP, compilation."""
         self.directory.track(self._show_model)
         self.trained, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
-        if self.config.compile:
-            self.trained = torch.compile(self.trained)  # type: ignore[assignment]
         if self.ema:
             self.accelerator.prepare_model(self.ema.model, evaluation_mode=True)
 
@@ -282,6 +297,7 @@ class Run:
             "learning_rate": state.learning_rate,
             "best_validation_accuracy": self.accuracy_to_beat,
             "skipped_steps": sum(after - before for before, after in state.skipped),
+            "launches": state.launches,
         }
 
     def save(self) -> None:

@@ -26,6 +26,7 @@ from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.files import to_json
 from utils.reading import is_count, is_number, parse_json, shown
+from utils.training.launches import Launch, is_history
 from utils.training.optimizers import load_optimizer_tensors, optimizer_tensors
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class TrainState:
         epoch_sums: the same over the epoch up to that line.
         bad_steps: latest steps in a row whose loss or gradient was not finite.
         skipped: (before, after) of each rollback: the weights after step `before` were taken for those after `after`.
+        launches: what the run was trained by (utils/training/launches.py).
     """
 
     step: int = 0
@@ -77,6 +79,7 @@ class TrainState:
     epoch_sums: list[list[float]] = field(default_factory=list)
     bad_steps: int = 0
     skipped: list[list[int]] = field(default_factory=list)
+    launches: list[Launch] = field(default_factory=list)
 
 
 def _is_table(value: Any, width: int, fits: Callable[[Any], bool]) -> bool:
@@ -93,6 +96,7 @@ STATE_FORMS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("window", "epoch_sums"), lambda value: _is_table(value, 3, is_number)),
     "best_accuracy": lambda value: value is None or is_number(value, 0, 1),
     "skipped": lambda value: _is_table(value, 2, is_count),
+    "launches": is_history,
 }
 
 
@@ -130,10 +134,24 @@ def check_options(files: Mapping[str, bytes], source: Path, config: TrainConfig)
     for name, value in trainer["options"].items():
         kept = name == "augment_backend" and mine[name] == "auto"  # goes on as it was
         if name in mine and name not in FREE_OPTIONS and value != mine[name] and not kept:
-            raise UserError(
-                f"{name}: {mine[name]} differs from {shown(value)} in {source}; "
-                "resume with the same or choose another output_dir"
-            )
+            raise UserError(f"{name}: {mine[name]} differs from {shown(value)} in {source}; {_advice(name, mine)}")
+
+
+def _advice(name: str, mine: Mapping[str, Any]) -> str:
+    """What to do where an option differs from the checkpoint's."""
+    if mine["resume"] not in ("auto", "never"):
+        return "a fork has the options of its checkpoint; without --resume, another output_dir trains from the start"
+    if name == "epochs":
+        return (
+            "the learning-rate schedule spans all epochs, so that another number is another run: resume with the same, "
+            f"or train {mine[name]} epochs from the start with another output_dir"
+        )
+    if name == "batch_size":
+        return (
+            "resume with the same (a smaller micro_batch_size needs less memory and may change) or choose another "
+            "output_dir"
+        )
+    return "resume with the same or choose another output_dir"
 
 
 def _read_trainer(files: Mapping[str, bytes], source: Path) -> dict[str, Any]:

@@ -1,0 +1,124 @@
+"""torch.compile: one compilation, whether `compile`, the launch or both ask for it, and refused where it cannot work.
+
+Accelerate's prepare() compiles, as its plugin says.
+"""
+
+import importlib.util
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DynamoBackend, TorchDynamoPlugin, str_to_bool
+
+from utils.errors import UserError, one_line, suggestion, together
+
+PREFIX = "ACCELERATE_DYNAMO_"  # of the variables that stand for --dynamo_backend, --dynamo_mode, ...
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
+SWITCHES = ("USE_FULLGRAPH", "USE_DYNAMIC", "USE_REGIONAL_COMPILATION")
+ADVICE = "or train without --compile and --dynamo_backend"
+
+
+def no_compilation() -> TorchDynamoPlugin:
+    """Whatever the launch says."""
+    return TorchDynamoPlugin("no", "default", fullgraph=False, dynamic=False, use_regional_compilation=False)
+
+
+def use_compilation(compile: bool, accelerator: Accelerator) -> None:
+    """Has prepare() compile the model if our option or the launch asks for it.
+
+    To be called on every rank. Raises UserError if a variable of the launch is invalid or this machine cannot compile.
+    """
+    with together(accelerator):
+        plugin = compilation(compile, os.environ)
+        if plugin.fullgraph and accelerator.num_processes > 1:
+            raise UserError(
+                f"{PREFIX}USE_FULLGRAPH: torch cannot compile a model of several processes whole; leave it out"
+            )
+        check_compiler(plugin, accelerator.device)
+        accelerator.state.dynamo_plugin = plugin
+
+
+def compilation(compile: bool, environ: Mapping[str, str]) -> TorchDynamoPlugin:
+    """What the launch's variables and our option ask for together: the launch's backend, else inductor.
+
+    Raises UserError naming the variable that is invalid.
+    """
+    mode = environ.get(PREFIX + "MODE", "default")
+    if mode not in MODES:
+        raise UserError(f"{PREFIX}MODE: {mode!r} is not allowed; {suggestion(mode, MODES)}")
+    switches = {name: _switch(PREFIX + name, environ.get(PREFIX + name, "false")) for name in SWITCHES}
+    backend = environ.get(PREFIX + "BACKEND", "no").lower()
+    if backend != "no":
+        _check_backend(backend)
+    elif compile:
+        backend = "inductor"
+    if backend == "no":
+        for name, asked in {"MODE": mode != "default", **switches}.items():
+            if asked:
+                raise UserError(f"{PREFIX}{name}: nothing is compiled; add --compile true, or leave the variable out")
+        return no_compilation()
+    if mode != "default" and backend != "inductor":
+        raise UserError(f"{PREFIX}MODE: {mode} is a mode of inductor, and the backend is {backend}; leave it out")
+    plugin = TorchDynamoPlugin(
+        backend,
+        mode,
+        fullgraph=switches["USE_FULLGRAPH"],
+        dynamic=True,
+        use_regional_compilation=switches["USE_REGIONAL_COMPILATION"],
+    )
+    if not switches["USE_DYNAMIC"]:  # which the launcher also says unasked: torch decides
+        plugin.dynamic = None
+    return plugin
+
+
+def compiled_as(plugin: TorchDynamoPlugin) -> str | None:
+    """The backend, with all that differs from torch.compile's defaults; None if nothing is compiled."""
+    if plugin.backend == DynamoBackend.NO:
+        return None
+    asked = {"fullgraph": plugin.fullgraph, "dynamic": plugin.dynamic, "regional": plugin.use_regional_compilation}
+    more = [plugin.mode] * (plugin.mode != "default") + [name for name, value in asked.items() if value]
+    return plugin.backend.value.lower() + (f" ({', '.join(more)})" if more else "")
+
+
+def check_compiler(plugin: TorchDynamoPlugin, device: torch.device) -> None:
+    """Compiles one operation, before any work. Raises UserError naming what is missing if that fails."""
+    if plugin.backend == DynamoBackend.NO:
+        return
+    try:
+        torch.compile(torch.nn.ReLU(), **plugin.to_kwargs())(torch.zeros(8, device=device))
+    except Exception as error:  # of many kinds, by backend
+        raise UserError(f"compile: {_missing(plugin.backend.value.lower(), device, error)}") from error
+    finally:
+        torch.compiler.reset()
+
+
+def _missing(backend: str, device: torch.device, error: Exception) -> str:
+    """Why compiling failed, and the remedy."""
+    compiler = os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))  # torch's own rule
+    if backend == "inductor" and device.type == "cpu" and shutil.which((shlex.split(compiler) or [""])[0]) is None:
+        return (
+            f"inductor needs a C++ compiler on a CPU, and {compiler} is missing; install it (apt install g++), name "
+            f"another by CXX, {ADVICE}"
+        )
+    if backend == "inductor" and device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return f"inductor needs triton on a GPU, which is missing; pip install triton, {ADVICE}"
+    reason = one_line(str(error).split("\n\n")[0])  # what follows is advice to developers of torch
+    return f"{backend} does not work here ({type(error).__name__}: {reason}); put that right, {ADVICE}"
+
+
+def _check_backend(backend: str) -> None:
+    known = set(torch.compiler.list_backends(exclude_tags=()))
+    names = [name for name in map(str.lower, DynamoBackend.list()) if name in known]
+    if backend not in names:
+        raise UserError(f"{PREFIX}BACKEND: {backend!r} is not allowed; {suggestion(backend, ['no', *names])}")
+
+
+def _switch(name: str, text: str) -> bool:
+    try:
+        return bool(str_to_bool(text))
+    except ValueError as error:
+        raise UserError(f"{name}: {text!r} is not allowed; it must be true or false") from error
