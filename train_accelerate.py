@@ -43,6 +43,7 @@ from utils.metrics import Scores
 from utils.resolution import fresh_statistics
 from utils.rundir import RunDirectory
 from utils.runtime import create_accelerator
+from utils.system.bf16 import check_bf16
 from utils.system.compilation import use_compilation
 from utils.system.launch import accumulation_steps
 from utils.tracking.trackers import check_installed, check_trackers
@@ -52,7 +53,7 @@ from utils.training.lr_finder import find_learning_rate
 from utils.training.micro_batch import accumulated, check_single_images, fit_micro_batch_size, micro_batches
 from utils.training.nonfinite import is_ruined, recover
 from utils.training.norm_statistics import settle_statistics
-from utils.training.optimizers import create_optimizer, set_learning_rate
+from utils.training.optimizers import create_optimizer, optimizer_arithmetic, set_learning_rate
 from utils.training.preemption import StopRequest
 from utils.training.release import check_release, push, write_exports, write_model_folder
 from utils.training.run import Run
@@ -152,7 +153,8 @@ def set_up(config: TrainConfig, accelerator: Accelerator, directory: RunDirector
         run.micro_batch_size = fit_micro_batch_size(accelerator, model, part, data.image_size)
     if device.type == "cuda" and accelerator.num_processes > 1:
         run.model = with_synchronised_batch_norm(model)  # with the same parameters
-    directory.start(run.state.metrics_size, source, data)
+    arithmetic = {"bf16_slowdown": check_bf16(accelerator), **optimizer_arithmetic(config.optimizer, device)}
+    directory.start(run.state.metrics_size, source, data, arithmetic)
     run.note_launch()
     run.prepare()
     return run

@@ -4,11 +4,14 @@ import json
 import re
 from pathlib import Path
 
+import torch
+
 from tests.processes import run, tiny_config, train_script
 from tests.saved_runs import change, reseal
 from utils.checkpoint import list_checkpoints
 from utils.reading import MOST_SHOWN
 from utils.training.launches import COMPARED, MOST_LAUNCHES, difference, is_history, launch_of, with_launch
+from utils.training.muon import muon_arithmetic
 
 GPU = {"device": "cuda", "device_name": "T4", "world_size": 1, "mixed_precision": "bf16", "compile": None}
 CPU = {"device": "cpu", "device_name": "Xeon", "world_size": 1, "mixed_precision": "no", "compile": None}
@@ -51,6 +54,14 @@ def test_what_differs_from_the_beginning_is_told_in_one_line_and_what_is_unknown
 def test_only_what_is_compared_is_noted():
     assert launch_of({**GPU, "threads": 2, "versions": {}}) == GPU
     assert GPU.keys() <= set(COMPARED)
+
+
+def test_the_change_of_muons_arithmetic_is_told_of_a_run_that_did_not_note_it():
+    muon = GPU | {"muon_arithmetic": muon_arithmetic(torch.device("cpu"))}
+    for history in ([], [{"step": 0}], with_launch([], 0, GPU)):
+        assert "torch.optim.Muon" in difference(history, muon)
+        assert "3 iterations, fp32 Gram matrix" in difference(history, muon)
+    assert difference(with_launch([], 0, muon), muon) == ""
 
 
 def launches(folder: Path) -> list[dict]:

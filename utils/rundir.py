@@ -8,7 +8,7 @@ import dataclasses
 import os
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import methodcaller
 from pathlib import Path
 from types import TracebackType
@@ -120,12 +120,19 @@ class RunDirectory:
             )
         return folder
 
-    def start(self, metrics_size: int, resumed_from: Path | None, data: Dataset) -> None:
-        """Writes options and environment, cuts metrics.jsonl back to `metrics_size` bytes and opens the trackers."""
+    def start(self, metrics_size: int, resumed_from: Path | None, data: Dataset, arithmetic: Mapping[str, Any]) -> None:
+        """Writes options and environment, cuts metrics.jsonl back to `metrics_size` bytes and opens the trackers.
+
+        `arithmetic`: what environment.json says of how numbers are computed, beside what it finds out itself.
+        """
         with together(self.accelerator):
             if self.accelerator.is_main_process:
                 self._take_over_metrics(metrics_size, resumed_from)
-                self.environment = {**describe_environment(self.accelerator), "data": describe_dataset(data)}
+                self.environment = {
+                    **describe_environment(self.accelerator),
+                    **arithmetic,
+                    "data": describe_dataset(data),
+                }
                 self._describe(self.environment)
         self._started = True
 

@@ -20,6 +20,7 @@ from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs,
 
 from utils.errors import SuiteError, UserError, as_fault, one_line
 from utils.launcher import available_cores
+from utils.system.bf16 import emulates_bf16
 from utils.system.compilation import compiled_as, no_compilation
 from utils.system.launch import DEVICE, PRECISION, asks_for_cpu, notes, read_launch
 from utils.system.ranks import local_rank, local_world_size, world_size
@@ -33,10 +34,10 @@ def create_accelerator(
 ) -> Accelerator:
     """The Accelerator of this launch: precision, processes and device are the launcher's.
 
-    Where the launch names no precision, `default_precision` (no, fp16, bf16) is taken; a CPU has no fp16. Without any
-    accelerator device the processes form a gloo group on the CPU. Raises UserError for what cannot be honoured
-    (`utils/system/launch.py`), and where the processes do not form the group that they were started as, since each
-    would silently train on its own.
+    Where the launch names no precision, `default_precision` (no, fp16, bf16) is taken; a CPU has no fp16, and many only
+    emulate bf16. Without any accelerator device the processes form a gloo group on the CPU. Raises UserError for what
+    cannot be honoured (`utils/system/launch.py`), and where the processes do not form the group that they were started
+    as, since each would silently train on its own.
 
     A process that does not answer the others for `peer_timeout` seconds counts as lost.
     """
@@ -48,9 +49,9 @@ def create_accelerator(
     on_cpu = asks_for_cpu(launch) or not (torch.accelerator.is_available() or is_torch_xla_available())
     if on_cpu and os.environ.get(PRECISION) == "fp16":
         raise UserError("mixed_precision: fp16 needs a GPU; on a CPU use bf16 or no")
-    if on_cpu and default_precision == "fp16":
-        default_precision = "no"
     launched = PRECISION in os.environ or AcceleratorState._shared_state
+    if on_cpu and not launched and default_precision in ("fp16", "bf16"):
+        default_precision = _on_a_cpu(default_precision)
     timeout = timedelta(seconds=peer_timeout)
     with joining(timeout), _refusals_in_one_line():
         _join_after_restart("gloo" if on_cpu else "nccl", timeout)
@@ -79,6 +80,15 @@ def create_accelerator(
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
     return accelerator
+
+
+def _on_a_cpu(precision: str) -> str:
+    """The precision that a CPU computes in where nobody insists on one."""
+    if precision == "bf16" and not emulates_bf16(torch.device("cpu")):
+        return "bf16"
+    if precision == "bf16" and local_rank() == 0:
+        print("note: this CPU emulates bf16, at many times the time; computing in fp32", file=sys.stderr)
+    return "no"
 
 
 def _check_device(device: str) -> None:

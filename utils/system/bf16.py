@@ -9,6 +9,7 @@ from accelerate import Accelerator
 SHAPE = (256, 1152, 256)  # rows, summed over, columns of the product: under a millisecond in float32
 REPEATS = 5
 SLOW = 1.3  # times as long as in float32, from which on there is a warning
+EMULATED = 8.0  # as before, between processors with the instructions (below 2) and without (above 40)
 
 
 def bf16_slowdown(device: torch.device) -> float:
@@ -34,6 +35,11 @@ def _seconds(dtype: torch.dtype, device: torch.device) -> float:
             torch.accelerator.synchronize(device)
         times.append(time.perf_counter() - started)
     return min(times[1:])
+
+
+def emulates_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is not worth trying there: the same on every processor of a kind, whatever else it does."""
+    return bf16_slowdown(device) > EMULATED
 
 
 def check_bf16(accelerator: Accelerator) -> float | None:

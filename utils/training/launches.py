@@ -8,9 +8,9 @@ from typing import Any
 
 from utils.reading import is_count, is_text
 
-COMPARED = ("device", "device_name", "world_size", "mixed_precision", "compile")
+COMPARED = ("device", "device_name", "world_size", "mixed_precision", "compile", "muon_arithmetic")
 # What a name stood at in versions that did not note it. A name that is missing here too is unknown, and not compared.
-BEFORE_NOTED: dict[str, Any] = {}
+BEFORE_NOTED: dict[str, Any] = {"muon_arithmetic": "5 iterations, bf16 products (torch.optim.Muon)"}
 MOST_LAUNCHES, LONGEST_VALUE = 20, 200
 
 Launch = dict[str, Any]

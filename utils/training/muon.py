@@ -93,21 +93,26 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     Jordan's five.
 
     Products are made on the small side, of the Gram matrix (`_by_gram`). In float32 the result is within 2e-4 of
-    float64's whatever the singular values: rounding grows with the square of the slope at 0, which is 64. On CUDA they
-    are direct and in bfloat16, as torch.optim.Muon's: a Gram matrix in bfloat16 would lose the small values.
+    float64's whatever the singular values: rounding grows with the square of the slope at 0, which is 64. On CUDA
+    devices with bfloat16 they are direct and in that, as torch.optim.Muon's: its Gram matrix would lose small values.
     """
     wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
-    if matrix.device.type == "cuda":
+    if _computes_in_bf16(matrix.device):
         update = _directly(wide.bfloat16()).to(matrix.dtype)
     else:
         update = _by_gram(wide) if wide.shape[1] >= WIDE * len(wide) else _directly(wide)
     return update if wide is matrix else update.T
 
 
-def arithmetic(device: torch.device) -> str:
-    """How this version computes Muon's updates on a device, in words that change whenever its result does."""
-    form = "bf16 products" if device.type == "cuda" else "fp32 Gram matrix"
+def muon_arithmetic(device: torch.device) -> str:
+    """How Muon's updates are computed on a device, in words that change whenever the result would."""
+    form = "bf16 products" if _computes_in_bf16(device) else "fp32 Gram matrix"
     return f"{len(COEFFICIENTS)} iterations, {form}"
+
+
+def _computes_in_bf16(device: torch.device) -> bool:
+    """Of CUDA devices, those that do not emulate it."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _by_gram(wide: Tensor) -> Tensor:

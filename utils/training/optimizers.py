@@ -11,7 +11,7 @@ from models import classifier
 from utils.config import OptimizerName
 from utils.errors import UserError, suggestion
 from utils.reading import shown
-from utils.training.muon import Muon
+from utils.training.muon import Muon, muon_arithmetic
 
 STEP = "step"  # a single number; everything else that an optimizer keeps of a parameter has its shape
 KEPT = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"exp_avg", "exp_avg_sq", STEP}}
@@ -27,7 +27,7 @@ def create_optimizer(
     decay_norm_and_bias: bool = True,
     norm_bias_lr_factor: float = 1.0,
 ) -> Optimizer:
-    """SGD, AdamW, or Muon with AdamW, all torch's own, over the parameters that are trained.
+    """SGD or AdamW, torch's own, or Muon with torch's AdamW, over the parameters that are trained.
 
     The learning rate is set at every step.
 
@@ -59,6 +59,11 @@ def create_optimizer(
     if name == "muon":
         return Muon(groups.values(), inner_weights(model), momentum=momentum, fused=fused)
     raise UserError(f"optimizer: {name!r} is not allowed; {suggestion(name, get_args(OptimizerName))}")
+
+
+def optimizer_arithmetic(name: str, device: torch.device) -> dict[str, str]:
+    """What environment.json says of how an optimizer computes on a device, where versions or devices differ in it."""
+    return {"muon_arithmetic": muon_arithmetic(device)} if name == "muon" else {}
 
 
 def inner_weights(model: nn.Module) -> set[Tensor]:
