@@ -351,7 +351,7 @@ def test_finished_run_is_not_trained_again(unbroken, tmp_path):
         ({"lr": 0.2}, ["lr", "0.2", "0.1"]),
         (
             {"epochs": 30},
-            ["epochs: 30 differs from 3", "resume with the same", "30 epochs from the start with another"],
+            ["epochs: 30 differs from 3", "resume with --epochs 3, or", "--epochs 30 --output_dir NEW"],
         ),
         ({"batch_size": 32}, ["batch_size: 32", "micro_batch_size"]),
         ({"width": 32}, ["width", "32", "16"]),

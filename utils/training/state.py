@@ -134,17 +134,19 @@ def check_options(files: Mapping[str, bytes], source: Path, config: TrainConfig)
     for name, value in trainer["options"].items():
         kept = name == "augment_backend" and mine[name] == "auto"  # goes on as it was
         if name in mine and name not in FREE_OPTIONS and value != mine[name] and not kept:
-            raise UserError(f"{name}: {mine[name]} differs from {shown(value)} in {source}; {_advice(name, mine)}")
+            raise UserError(
+                f"{name}: {mine[name]} differs from {shown(value)} in {source}; {_advice(name, value, mine)}"
+            )
 
 
-def _advice(name: str, mine: Mapping[str, Any]) -> str:
+def _advice(name: str, saved: Any, mine: Mapping[str, Any]) -> str:
     """What to do where an option differs from the checkpoint's."""
     if mine["resume"] not in ("auto", "never"):
         return "a fork has the options of its checkpoint; without --resume, another output_dir trains from the start"
     if name == "epochs":
         return (
-            "the learning-rate schedule spans all epochs, so that another number is another run: resume with the same, "
-            f"or train {mine[name]} epochs from the start with another output_dir"
+            "the learning-rate schedule spans all epochs, so that another number is another run: resume with --epochs "
+            f"{shown(saved)}, or train from the start with --epochs {mine[name]} --output_dir NEW"
         )
     if name == "batch_size":
         return (
