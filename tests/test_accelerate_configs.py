@@ -1,5 +1,6 @@
 """Every file in accelerate_configs/ starts what it says: launched where this machine can, else read by Accelerate."""
 
+import contextlib
 import json
 import os
 import socket
@@ -130,7 +131,9 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
     group = {"WORLD_SIZE": 2, "RANK": 0, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500}
     for name, value in group.items():
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(runtime, "Accelerator", lambda **_: SimpleNamespace(num_processes=1))
+    monkeypatch.setattr(runtime, "joining", lambda _: contextlib.nullcontext())  # the other process does not come here
+    alone = SimpleNamespace(num_processes=1, state=SimpleNamespace())
+    monkeypatch.setattr(runtime, "Accelerator", lambda **_: alone)
     with pytest.raises(UserError, match="2 processes were started but 1 found each other"):
         runtime.create_accelerator()
 
