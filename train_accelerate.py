@@ -76,6 +76,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         RunDirectory(config, accelerator) as directory,
         contextlib.closing(set_up(config, accelerator, directory)) as run,
     ):
+        stop.answer = "saving, then stopping"
         if run.state.step == 0 and (config.find_lr or config.lr == "auto"):
             find_learning_rate(run, stop, train_step)
         if config.on_nan == "rollback" and run.state.step == 0:

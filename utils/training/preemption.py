@@ -32,7 +32,7 @@ class StopRequest:
         answer: what is done about a signal at this point of the program, for the line that it is answered with.
     """
 
-    answer = "saving, then stopping"
+    answer = "stopping when the set-up is done"
 
     def __init__(self, accelerator: Accelerator, peer_timeout: int = 600):
         self.signum = 0
