@@ -54,6 +54,7 @@ from utils.errors import run_script, together
 from utils.files import lock_folder, replace_file, to_json
 from utils.model_summary import describe_model
 from utils.runtime import create_accelerator
+from utils.system.compilation import say_uncompiled
 from utils.tracking.tracker import Page
 
 
@@ -63,6 +64,7 @@ def main(config: AnalyzeConfig) -> dict:
     Returns the content of summary.json, or the probabilities of each picture (on the main process, elsewhere nothing).
     """
     accelerator = create_accelerator(default_precision=trained_precision(Path(config.run)))
+    say_uncompiled(accelerator)
     with contextlib.ExitStack() as held:
         with together(accelerator):
             analysis = set_up(config, accelerator)

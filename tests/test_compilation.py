@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from safetensors import safe_open
 from tests.conftest import ROOT
 from tests.processes import run, tiny_config, train_script
 from utils.errors import UserError
-from utils.system.compilation import check_compiler, compilation, compiled_as
+from utils.system.compilation import check_compiler, compilation, compiled_as, say_uncompiled
 
 LAUNCHER = {  # what `accelerate launch` always sets
     "ACCELERATE_DYNAMO_BACKEND": "NO",
@@ -121,3 +122,13 @@ def test_a_machine_without_a_compiler_says_so_before_anything_is_made(tmp_path):
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: compile: inductor needs a C++ compiler on a CPU, and no-such-compiler is missing; ")
     assert not folder.exists()
+
+
+SAID = "note: ACCELERATE_DYNAMO_BACKEND=inductor: an analysis compiles nothing\n"
+
+
+@pytest.mark.parametrize(("backend", "line"), [("NO", ""), ("INDUCTOR", SAID)])
+def test_an_analysis_says_that_it_compiles_nothing(monkeypatch, capsys, backend, line):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", backend)
+    say_uncompiled(SimpleNamespace(is_main_process=True))
+    assert capsys.readouterr().err == line

@@ -75,6 +75,13 @@ def compilation(compile: bool, environ: Mapping[str, str]) -> TorchDynamoPlugin:
     return plugin
 
 
+def say_uncompiled(accelerator: Accelerator) -> None:
+    """Says that an analysis compiles nothing, where the launch asks for it."""
+    backend = os.environ.get(PREFIX + "BACKEND", "no").lower()
+    if backend != "no" and accelerator.is_main_process:
+        print(f"note: {PREFIX}BACKEND={backend}: an analysis compiles nothing", file=sys.stderr)
+
+
 def compiled_as(plugin: TorchDynamoPlugin) -> str | None:
     """The backend, with all that differs from torch.compile's defaults; None if nothing is compiled."""
     if plugin.backend == DynamoBackend.NO:

@@ -382,7 +382,7 @@ ROWS = (
         "tpu|tpu_.*|no_tpu_cluster|vm|env|downcast_bf16|main_training_function",
     ),
     Row("compilation", "ACCELERATE_DYNAMO_.*", "dynamo_.*"),
-    Row("threads", "OMP_NUM_THREADS", "num_cpu_threads_per_process"),
+    Row("threads", "OMP_NUM_THREADS|MKL_NUM_THREADS", "num_cpu_threads_per_process"),
     Row(
         "the cores near a GPU",
         "ACCELERATE_CPU_AFFINITY",
