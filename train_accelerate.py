@@ -82,7 +82,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         if config.on_nan == "rollback" and run.state.step == 0:
             run.save()  # something to go back to
         if run.state.evaluated_step >= run.last_step:
-            say_finished(run)
+            run.say_finished()
         scores = None
         while run.state.evaluated_step < run.last_step:
             started = time.perf_counter()
@@ -118,10 +118,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator, directory: RunDirector
             download(config.dataset, config.data_dir)
     data = shortened(load_once_per_machine(config, accelerator), config)
     with together(accelerator):
-        steps = accumulation_steps(os.environ)
-        config = accumulated(config, steps, len(data.train), accelerator.num_processes)
-        if steps > 1:
-            accelerator.print(f"gradient accumulation {steps}: micro_batch_size is {config.micro_batch_size}")
+        config = accumulated(config, accumulation_steps(os.environ), len(data.train), accelerator)
         check_single_images(config, data, accelerator.num_processes)
         saved = saved_option(files, "augment_backend", "albumentations") if files else None
         backend = choose_backend(config, saved, data.train, accelerator)
@@ -292,20 +289,6 @@ def evaluate_epoch(run: Run, stop: StopRequest, started: float) -> Scores:
         state.epoch = epoch
         run.epoch_sums.reset()
     return test
-
-
-def say_finished(run: Run) -> None:
-    """One line instead of epochs, for a run that has none left to train."""
-    if not run.accelerator.is_main_process:
-        return
-    folder, steps = shlex.quote(run.config.output_dir), f"{run.state.step} steps"
-    if run.state.step < run.total_steps:
-        steps += f" of {run.total_steps}: max_steps"
-    accuracy = run.directory.finished_accuracy(run.state.step)
-    if accuracy is None:
-        print(f"{folder} is trained to its end ({steps}); evaluating and exporting the model")
-    else:
-        print(f"{folder} is finished ({steps}, test accuracy {accuracy:.2%}); nothing to train")
 
 
 def finish(run: Run, stop: StopRequest, scores: Scores | None) -> dict[str, Any]:

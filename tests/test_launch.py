@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import accelerate
 import pytest
@@ -310,22 +311,26 @@ def test_a_launchers_option_behind_the_script_is_sent_before_it(words, line):
 # -- gradient accumulation -------------------------------------------------------------------------------------------
 
 
+def processes(count: int) -> SimpleNamespace:
+    return SimpleNamespace(num_processes=count, print=print)
+
+
 @pytest.mark.parametrize(
     ("batch_size", "world_size", "steps", "micro_batch_size"),
     [(64, 1, 1, None), (64, 1, 4, 16), (64, 2, 4, 8), (64, 3, 4, 6), (100, 1, 64, 2), (8, 1, 8, 1)],
 )
 def test_accumulation_is_a_micro_batch_size(batch_size, world_size, steps, micro_batch_size, tmp_path):
     config = tiny_config(tmp_path, batch_size=batch_size)
-    assert accumulated(config, steps, 1000, world_size).micro_batch_size == micro_batch_size
+    assert accumulated(config, steps, 1000, processes(world_size)).micro_batch_size == micro_batch_size
 
 
 def test_accumulation_that_cannot_be_is_refused(tmp_path):
     with pytest.raises(UserError, match=f"{ACCUMULATION}=33 is not allowed: a process has 32 images per step"):
-        accumulated(tiny_config(tmp_path, batch_size=64), 33, 1000, 2)
+        accumulated(tiny_config(tmp_path, batch_size=64), 33, 1000, processes(2))
     with pytest.raises(UserError, match=f"micro_batch_size: 10 contradicts {ACCUMULATION}=4, which makes it 16"):
-        accumulated(tiny_config(tmp_path, batch_size=64, micro_batch_size=10), 4, 1000, 1)
+        accumulated(tiny_config(tmp_path, batch_size=64, micro_batch_size=10), 4, 1000, processes(1))
     same = tiny_config(tmp_path, batch_size=64, micro_batch_size=16)
-    assert accumulated(same, 4, 1000, 1) == same
+    assert accumulated(same, 4, 1000, processes(1)) == same
 
 
 @pytest.mark.slow

@@ -42,15 +42,15 @@ def micro_batches(
     return [Piece(*piece, 1.0) if len(piece[1]) else filler for piece in pieces]
 
 
-def accumulated(config: TrainConfig, steps: int, images: int, world_size: int) -> TrainConfig:
+def accumulated(config: TrainConfig, steps: int, images: int, accelerator: Accelerator) -> TrainConfig:
     """The config with the micro_batch_size that gradient accumulation over `steps` means for a set of `images`.
 
-    Each process computes its part of an optimizer step in so many pieces: less memory, the same training. Raises
+    It is said in a line. Each process computes its part of an optimizer step in so many pieces: less memory, the same training. Raises
     UserError if the part has fewer images than that, or if the config asks for another micro_batch_size.
     """
     if steps == 1:
         return config
-    part = -(-min(config.batch_size, images) // world_size)
+    part = -(-min(config.batch_size, images) // accelerator.num_processes)
     size = -(-part // steps)
     asked = f"{ACCUMULATION}={steps}"
     if steps > part:
@@ -60,6 +60,7 @@ def accumulated(config: TrainConfig, steps: int, images: int, world_size: int) -
             f"micro_batch_size: {config.micro_batch_size} contradicts {asked}, which makes it {size} (of {part} images "
             "per process and step); give one of them"
         )
+    accelerator.print(f"gradient accumulation {steps}: micro_batch_size is {size}")
     return dataclasses.replace(config, micro_batch_size=size)
 
 

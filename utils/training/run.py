@@ -1,6 +1,7 @@
 """Everything that one training works with, and what is asked of it more than once."""
 
 import math
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -299,6 +300,19 @@ class Run:
             "skipped_steps": sum(after - before for before, after in state.skipped),
             "launches": state.launches,
         }
+
+    def say_finished(self) -> None:
+        """One line instead of epochs, for a run that has none left to train."""
+        if not self.accelerator.is_main_process:
+            return
+        folder, steps = shlex.quote(self.config.output_dir), f"{self.state.step} steps"
+        if self.state.step < self.total_steps:
+            steps += f" of {self.total_steps}: max_steps"
+        accuracy = self.directory.finished_accuracy(self.state.step)
+        if accuracy is None:
+            print(f"{folder} is trained to its end ({steps}); evaluating and exporting the model")
+        else:
+            print(f"{folder} is finished ({steps}, test accuracy {accuracy:.2%}); nothing to train")
 
     def save(self) -> None:
         """Writes a checkpoint of the run as it stands, which must not be ruined; on every rank at the same step."""
