@@ -45,8 +45,8 @@ def micro_batches(
 def accumulated(config: TrainConfig, steps: int, images: int, accelerator: Accelerator) -> TrainConfig:
     """The config with the micro_batch_size that gradient accumulation over `steps` means for a set of `images`.
 
-    It is said in a line. Each process computes its part of an optimizer step in so many pieces: less memory, the same training. Raises
-    UserError if the part has fewer images than that, or if the config asks for another micro_batch_size.
+    Each process computes its part of an optimizer step in so many pieces: less memory, the same training. A line says
+    so. Raises UserError if the part has fewer images than that, or if the config asks for another micro_batch_size.
     """
     if steps == 1:
         return config
