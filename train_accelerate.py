@@ -87,6 +87,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         while run.state.evaluated_step < run.last_step:
             started = time.perf_counter()
             train_epoch(run, stop)
+            settle_statistics(run)
             run.save()  # before the evaluation, which may be killed: a resume from here begins with it
             scores = evaluate_epoch(run, stop, started)
             run.track_checkpoint()
@@ -208,7 +209,6 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
                 raise Interrupted(signum, f"stopped at step {state.step}; {run.directory.how_to_go_on()}")
             started = time.perf_counter()
             window_started += started - paused
-    settle_statistics(run)
     state.train_seconds += time.perf_counter() - started
     bar.close()
 

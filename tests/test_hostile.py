@@ -53,7 +53,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 TRACKERS = [name for name in ("wandb", "tensorboard", "trackio") if find_spec(name)]
 OPTIONS = {
     "validation_fraction": 0.2, "ema_decay": 0.9, "lookahead_steps": 2, "optimizer": "adamw", "lr": "auto",
-    "max_steps": 3, "checkpoint_every_steps": 2, "batch_size": 16, "warmup_fraction": 0.1,
+    "overfit_batches": 3, "epochs": 1, "checkpoint_every_steps": 2, "batch_size": 16, "warmup_fraction": 0.1,
 }  # fmt: skip
 # Mappings without the keys that are looked for.
 HARMLESS = {("environment.json", name) for name in ("half deep", "another version", "no version")}

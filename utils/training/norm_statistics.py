@@ -19,8 +19,8 @@ def settle_statistics(run: Run) -> None:
 
     Running means lag by some ten steps, and in so few the weights of a layer and of all below it change a lot: after
     the first 23 steps on the digits they gave a test loss of 35 and 23 % where statistics of 512 images give 0.7 and
-    78 % (Wu and Johnson 2021, arXiv:2105.07576, "precise" batch norm). The images are the first of the epoch that
-    follows, so that the result is a function of weights, seed and epoch, and a resumed run has the same.
+    78 % (Wu and Johnson 2021, arXiv:2105.07576, "precise" batch norm). The images are the first of an epoch beyond the
+    last, so that the result is a function of weights and seed alone, and a resumed run has the same.
 
     To be called on every rank; the statistics are the mean over the ranks.
     """
@@ -34,7 +34,7 @@ def settle_statistics(run: Run) -> None:
     for layer in layers:
         layer.train()
     with fresh_statistics(model, begin=True):
-        batches = run.loader.epoch(state.epoch + 1)
+        batches = run.loader.epoch(run.config.epochs)
         for _, batch in zip(range(math.ceil(IMAGES / steps.batch_size)), batches, strict=False):
             images, labels = batch.images[steps.lead :], batch.labels[steps.lead :]
             inputs = to_input(images, run.mean, run.std, run.config.channels_last, run.last_phase.size)
