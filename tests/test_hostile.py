@@ -576,7 +576,7 @@ def test_a_training_state_that_no_training_writes_is_refused(capsys, attacked, n
 @pytest.mark.parametrize(
     ("keys", "value"),
     [
-        (("state", "step"), 10**17), (("state", "step"), 2), (("state", "epoch"), 1), (("state", "evaluated_step"), 9),
+        (("state", "step"), 10**17), (("state", "step"), 2), (("state", "epoch"), 2), (("state", "evaluated_step"), 9),
         (("state",), [1]), (("state", "new"), 1), (("options",), "lr"), (("options", "lr"), [[[["x"]]]]),
         (("options", "model"), "x" * 10**6), (("train_count",), "many"), (("train_count",), 5), (("scaler",), [1]),
         (("format_version",), "2"), (("format_version",), 3), (("format_version",), 0),
