@@ -129,7 +129,7 @@ def test_launch_that_starts_one_process_instead_of_two_is_refused(tmp_path):
 def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
     """What `--multi_gpu` makes of a plain Accelerator() without a GPU: each process would train on its own."""
     group = {"WORLD_SIZE": 2, "RANK": 0, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500}
-    for name, value in group.items():
+    for name, value in {**group, "LOCAL_WORLD_SIZE": 2}.items():  # which would be added, and stay for other tests
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(runtime, "joining", lambda _: contextlib.nullcontext())  # the other process does not come here
     alone = SimpleNamespace(num_processes=1, state=SimpleNamespace())

@@ -89,8 +89,8 @@ def orthogonalised(matrix: Tensor) -> Tensor:
 
     Values of at least REACH times the largest come to between 0.845 and 1.155, smaller ones grow by at most 64. In
     place of the largest stands the Schatten norm of order 8, which costs nothing here and was at most 1.13 times as
-    large on the gradients of a training, where the usual Frobenius norm is 2 to 3 times: hence three iterations, not
-    Jordan's five.
+    large on the gradients of a training, where the usual Frobenius norm is mostly 2 to 3 times: hence three iterations,
+    not Jordan's five.
 
     Products are made on the small side, of the Gram matrix (`_by_gram`). In float32 the result is within 2e-4 of
     float64's whatever the singular values: rounding grows with the square of the slope at 0, which is 64. On CUDA
