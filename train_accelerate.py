@@ -44,7 +44,7 @@ from utils.resolution import fresh_statistics
 from utils.rundir import RunDirectory
 from utils.runtime import create_accelerator
 from utils.system.bf16 import check_bf16
-from utils.system.compilation import use_compilation
+from utils.system.compilation import compilation, use_compilation
 from utils.system.launch import accumulation_steps
 from utils.tracking.trackers import check_installed, check_trackers
 from utils.training.debugging import dev_run, shortened
@@ -69,8 +69,9 @@ def main(config: TrainConfig) -> dict[str, Any]:
 def train(config: TrainConfig) -> dict[str, Any]:
     """The training from its start, or from where it was stopped, to its end."""
     check_installed(config.trackers)
+    plugin = compilation(config.compile, os.environ)
     accelerator = create_accelerator(peer_timeout=config.peer_timeout)
-    use_compilation(config.compile, accelerator)
+    use_compilation(plugin, accelerator)
     with (
         StopRequest(accelerator, config.peer_timeout) as stop,
         RunDirectory(config, accelerator) as directory,

@@ -27,13 +27,12 @@ def no_compilation() -> TorchDynamoPlugin:
     return TorchDynamoPlugin("no", "default", fullgraph=False, dynamic=False, use_regional_compilation=False)
 
 
-def use_compilation(compile: bool, accelerator: Accelerator) -> None:
-    """Has prepare() compile the model if our option or the launch asks for it.
+def use_compilation(plugin: TorchDynamoPlugin, accelerator: Accelerator) -> None:
+    """Has prepare() compile the model as `compilation` found it asked for.
 
-    To be called on every rank. Raises UserError if a variable of the launch is invalid or this machine cannot compile.
+    To be called on every rank. Raises UserError if this machine cannot compile.
     """
     with together(accelerator):
-        plugin = compilation(compile, os.environ)
         if plugin.fullgraph and accelerator.num_processes > 1:
             raise UserError(
                 f"{PREFIX}USE_FULLGRAPH: torch cannot compile a model of several processes whole; leave it out"
