@@ -23,7 +23,7 @@ from utils.launcher import available_cores
 from utils.system.bf16 import emulates_bf16
 from utils.system.compilation import compiled_as, no_compilation
 from utils.system.launch import DEVICE, PRECISION, asks_for_cpu, notes, read_launch
-from utils.system.ranks import local_rank, local_world_size, world_size
+from utils.system.ranks import local_rank, local_world_size, rank, world_size
 from utils.system.rendezvous import joining
 from utils.system.threads import choose_threads
 
@@ -124,8 +124,7 @@ def _join_after_restart(backend: str, timeout: timedelta) -> None:
         return
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = distributed.PrefixStore(f"attempt{attempt}", distributed.TCPStore(address, port, timeout=timeout))
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    distributed.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world_size)
+    distributed.init_process_group(backend, timeout=timeout, store=store, rank=rank(), world_size=world_size())
 
 
 def use_cores(loader_workers: int = 0) -> None:

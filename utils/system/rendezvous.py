@@ -10,6 +10,7 @@ from datetime import timedelta
 import torch.distributed as distributed
 
 from utils.errors import EnvironmentFault, as_fault, one_line
+from utils.system.ranks import in_group, local_rank, rank, world_size
 
 POLL_SECONDS = 0.1
 NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -21,11 +22,7 @@ def joining(timeout: timedelta) -> Iterator[None]:
 
     Raises EnvironmentFault with the address, how many came within `timeout`, and what to check.
     """
-    if (
-        int(os.environ.get("WORLD_SIZE", 1)) == 1
-        or distributed.is_initialized()
-        or any(name not in os.environ for name in NAMES)
-    ):
+    if world_size() == 1 or in_group() or any(name not in os.environ for name in NAMES):
         yield
         return
     store = _meet(timeout)  # which rank 0 may be the host of, also while the group is formed
@@ -35,7 +32,7 @@ def joining(timeout: timedelta) -> Iterator[None]:
         if as_fault(error) is None:
             raise
         raise EnvironmentFault(
-            f"rank {os.environ['RANK']} met the other processes at {_address()} but cannot connect to them; "
+            f"rank {rank()} met the other processes at {_address()} but cannot connect to them; "
             "GLOO_SOCKET_IFNAME (GPUs: NCCL_SOCKET_IFNAME) must name the network interface that leads to the others"
         ) from error
     del store
@@ -47,11 +44,10 @@ def _address() -> str:
 
 def _meet(timeout: timedelta) -> distributed.Store:
     """Waits for all processes; the first of a machine speaks, the others wait a second longer and stay silent."""
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    silent = int(os.environ.get("LOCAL_RANK", 0)) > 0
+    silent = local_rank() > 0
     within = f"within {timeout.total_seconds():.0f} s"
     deadline = time.monotonic() + timeout.total_seconds() + silent
-    hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    hosts = rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
         if not hosts:
             _reach(deadline)
@@ -68,7 +64,7 @@ def _meet(timeout: timedelta) -> distributed.Store:
         what = f"rank 0 cannot listen at {_address()}: {reason}; choose another port, the same on every machine"
         if not hosts:
             what = (
-                f"rank {rank} did not reach {_address()} {within}: {reason}; check that machine 0 has been started, "
+                f"rank {rank()} did not reach {_address()} {within}: {reason}; check that machine 0 has been started, "
                 "that this is its address and the port is open; a larger --peer_timeout waits longer"
             )
         raise EnvironmentFault(what, silent) from error
@@ -77,12 +73,12 @@ def _meet(timeout: timedelta) -> distributed.Store:
     came = 0
     with contextlib.suppress(RuntimeError):  # rank 0 has given up and taken the store along
         came = meeting.add("came", 1)
-        while came < world_size and time.monotonic() < deadline:
+        while came < world_size() and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
             came = meeting.add("came", 0)
-    if came < world_size:
+    if came < world_size():
         raise EnvironmentFault(
-            f"only {came} of {world_size} processes came to {_address()} {within}; check that every machine has been "
+            f"only {came} of {world_size()} processes came to {_address()} {within}; check that every machine has been "
             "started with this address and port; a larger --peer_timeout waits longer",
             silent,
         )
