@@ -230,7 +230,7 @@ def test_every_row_is_held_by_a_test():
     ],
 )
 def test_the_launchers_options_are_read_from_its_command_line(words, options):
-    assert tuple(typed_options(words.split(), "/work/train_accelerate.py")) == options
+    assert tuple(typed_options(words.split(), "/home/me/train_accelerate.py")) == options
 
 
 def test_values_of_the_launchers_options_are_read():
