@@ -10,7 +10,8 @@ RUN is a run directory, one of its checkpoints, or a folder with config.json and
 model is not beside it, --dataset and --data_dir name the images.
 """
 
-from utils.config import AnalyzeConfig, parse_config
+from utils.config import AnalyzeConfig
+from utils.config.options import parse_config
 from utils.system.home import provide_home
 from utils.system.streams import keep_streams
 
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 
 from data.loaders import to_input
+from models.summary import describe_model
 from utils.analysis import (
     calibration,
     classes,
@@ -39,22 +41,21 @@ from utils.analysis import (
     picture_results,
     robustness,
 )
-from utils.analysis.cam_maps import class_maps
+from utils.analysis.cam.maps import class_maps
 from utils.analysis.inference import predict_split, predict_test
 from utils.analysis.inputs import SectionInputs, find_inputs
 from utils.analysis.misclassified import find_mistakes
 from utils.analysis.predictions import Predictions
 from utils.analysis.report import render_report
-from utils.analysis.saved_run import trained_precision
 from utils.analysis.scores import headline
 from utils.analysis.section import Section
 from utils.analysis.setup import Analysis, set_up
 from utils.analysis.tracking import track_analysis
-from utils.errors import run_script, together
-from utils.files import lock_folder, replace_file, to_json
-from utils.model_summary import describe_model
-from utils.runtime import create_accelerator
+from utils.runs.saved_run import trained_precision
 from utils.system.compilation import say_uncompiled
+from utils.system.errors import raise_on_all_ranks, run_script
+from utils.system.files import lock_folder, replace_file, to_json
+from utils.system.runtime import create_accelerator
 from utils.tracking.tracker import Page
 
 
@@ -66,14 +67,14 @@ def main(config: AnalyzeConfig) -> dict:
     accelerator = create_accelerator(default_precision=trained_precision(Path(config.run)))
     say_uncompiled(accelerator)
     with contextlib.ExitStack() as held:
-        with together(accelerator):
+        with raise_on_all_ranks(accelerator):
             analysis = set_up(config, accelerator)
             if accelerator.is_main_process:
                 held.enter_context(lock_folder(analysis.folder))
         predictions = predict_split(analysis, analysis.test, "predicting") if config.predict else predict_test(analysis)
         inputs = find_inputs(analysis, predictions)
         results = {}
-        with together(accelerator):
+        with raise_on_all_ranks(accelerator):
             if accelerator.is_main_process and config.predict:
                 results = describe_pictures(analysis, predictions)
             elif accelerator.is_main_process:

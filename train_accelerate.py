@@ -7,9 +7,10 @@
 The same command goes on after a stop. `python analyze.py RUN` looks at the result.
 """
 
-from utils.config import TrainConfig, parse_config
-from utils.launcher import stop_with_launcher
+from utils.config import TrainConfig
+from utils.config.options import parse_config
 from utils.system.home import provide_home
+from utils.system.launcher import stop_with_launcher
 from utils.system.streams import keep_streams
 
 if __name__ == "__main__":  # --help and mistaken options are answered before the libraries are loaded
@@ -37,27 +38,26 @@ from data.datasets import download
 from data.loaders import Batch, to_input
 from models import create_model, model_arguments
 from models.norm import with_synchronised_batch_norm
-from utils.duration import duration
-from utils.errors import Interrupted, run_script, together
-from utils.metrics import Scores
-from utils.resolution import fresh_statistics
-from utils.rundir import RunDirectory
-from utils.runtime import create_accelerator
+from utils.evaluation.scores import Scores
+from utils.release.finish import check_release, push, write_exports, write_model_folder
+from utils.runs.directory import RunDirectory
 from utils.system.bf16 import check_bf16
 from utils.system.compilation import compilation, use_compilation
+from utils.system.duration import duration
+from utils.system.errors import Interrupted, raise_on_all_ranks, run_script
 from utils.system.launch import accumulation_steps
+from utils.system.runtime import create_accelerator
 from utils.tracking.trackers import check_installed, check_trackers
 from utils.training.debugging import dev_run, shortened
 from utils.training.loading import choose_backend, create_train_loader, load_once_per_machine, sample_images
 from utils.training.lr_finder import find_learning_rate
 from utils.training.micro_batch import accumulated, check_single_images, fit_micro_batch_size, micro_batches
 from utils.training.nonfinite import is_ruined, recover
-from utils.training.norm_statistics import settle_statistics
+from utils.training.norm_statistics import fresh_statistics, settle_statistics
 from utils.training.optimizers import create_optimizer, optimizer_arithmetic, set_learning_rate
 from utils.training.preemption import StopRequest
-from utils.training.release import check_release, push, write_exports, write_model_folder
 from utils.training.run import Run
-from utils.training.state import FILES, check_options, saved_option
+from utils.training.snapshot import FILES, check_options, saved_option
 
 
 def main(config: TrainConfig) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 def set_up(config: TrainConfig, accelerator: Accelerator, directory: RunDirectory) -> Run:
     """Data, model and optimizer, fresh or as in the checkpoint to go on from."""
     device = accelerator.device
-    with together(accelerator):
+    with raise_on_all_ranks(accelerator):
         check_release(config, accelerator.is_main_process)
         if accelerator.is_main_process:
             check_trackers(config, os.environ)
@@ -113,13 +113,13 @@ def set_up(config: TrainConfig, accelerator: Accelerator, directory: RunDirector
         with torch.device("meta"):  # a mistaken model is not worth a download
             create_model(config.model, 1, **model_arguments(config, config.image_size))
     source, files = directory.find_resume(FILES) or (None, None)
-    with together(accelerator):
+    with raise_on_all_ranks(accelerator):
         if source and files:
             check_options(files, source, config)
         if accelerator.is_local_main_process:
             download(config.dataset, config.data_dir)
     data = shortened(load_once_per_machine(config, accelerator), config)
-    with together(accelerator):
+    with raise_on_all_ranks(accelerator):
         config = accumulated(config, accumulation_steps(os.environ), len(data.train), accelerator)
         check_single_images(config, data, accelerator.num_processes)
         saved = saved_option(files, "augment_backend", "albumentations") if files else None
@@ -236,15 +236,15 @@ def train_step(run: Run, batch: Batch, rate: float, step: int | None = None) -> 
     loss_sum, hits = torch.zeros_like(run.window.sums[:2])
     for position, piece in enumerate(pieces):
         last = position == len(pieces) - 1
-        with contextlib.nullcontext() if last else accelerator.no_sync(run.trained):
-            logits = run.trained(piece.inputs)
+        with contextlib.nullcontext() if last else accelerator.no_sync(run.ddp_model):
+            logits = run.ddp_model(piece.inputs)
             loss = F.cross_entropy(logits, piece.targets, reduction="sum", label_smoothing=config.label_smoothing)
             accelerator.backward(loss * scale * piece.weight)
         with torch.no_grad():  # reported without label smoothing, so that train and test can be compared
             loss_sum += piece.weight * F.cross_entropy(logits, piece.targets, reduction="sum")
             labels = piece.targets if piece.targets.ndim == 1 else piece.targets.argmax(1)
             hits += piece.weight * (logits.argmax(1) == labels).sum()
-    run.gradient_norm = accelerator.clip_grad_norm_(run.trained.parameters(), config.grad_clip_norm or math.inf)
+    run.gradient_norm = accelerator.clip_grad_norm_(run.ddp_model.parameters(), config.grad_clip_norm or math.inf)
     run.optimizer.step()
     run.optimizer.zero_grad()
     return loss_sum, hits
@@ -276,7 +276,7 @@ def evaluate_epoch(run: Run, stop: StopRequest, started: float) -> Scores:
         # Ends of epochs alone compete: a stop by max_steps must not change what the resumed run reports.
         if state.step == run.epoch_end and (best is None or validation.accuracy > best):
             state.best_accuracy, state.best_step = validation.accuracy, state.step
-            run.best = {name: tensor.detach().cpu().clone() for name, tensor in run.reported.state_dict().items()}
+            run.best = {name: tensor.detach().cpu().clone() for name, tensor in run.eval_model.state_dict().items()}
             run.track_best()
     run.directory.log("test", state.step, epoch, test.loss, test.accuracy, **run.logged_resolution())
     train_loss, train_accuracy, _ = run.epoch_sums.mean(run.accelerator)
@@ -305,14 +305,14 @@ def finish(run: Run, stop: StopRequest, scores: Scores | None) -> dict[str, Any]
 
     best = run.best if run.accuracy_to_beat is not None else None
     if best is not None:
-        run.reported.load_state_dict(best)
+        run.eval_model.load_state_dict(best)
     if best is not None or scores is None:
         scores = run.evaluate(run.data.test, stop_if_asked)
     plain = scores
     if config.tta != "none":
         scores = run.evaluate(run.data.test, stop_if_asked, config.tta)
     summary = run.summary(scores, plain)
-    with together(accelerator):
+    with raise_on_all_ranks(accelerator):
         if accelerator.is_main_process:
             write_model_folder(run, summary)
         run.directory.finish(summary)

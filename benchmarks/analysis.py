@@ -25,11 +25,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.loaders import EvaluationLoader, to_input
-from utils.analysis.saved_run import open_run
-from utils.checkpoint import load_model
-from utils.errors import UserError
-from utils.runtime import create_accelerator
-from utils.tta import tta_logits
+from models.saved import load_model
+from utils.evaluation.tta import tta_logits
+from utils.runs.saved_run import open_run
+from utils.system.errors import UserError
+from utils.system.runtime import create_accelerator
 
 ROOT = Path(__file__).resolve().parents[1]
 PRECISION = "bf16"

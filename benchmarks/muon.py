@@ -21,7 +21,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models import create_model
-from utils.runtime import create_accelerator
+from utils.system.runtime import create_accelerator
 from utils.training.optimizers import create_optimizer, set_learning_rate
 
 KINDS = ("sgd", "muon")

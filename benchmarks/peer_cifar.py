@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.datasets import Split, load_split
-from utils.errors import UserError
+from utils.system.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE_SIZE = 32  # main.py crops to it

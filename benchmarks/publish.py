@@ -30,10 +30,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models import create_model, model_arguments
 from utils.analysis.compare import history
 from utils.config import TrainConfig
-from utils.duration import duration
-from utils.figures import COLOURS, GREY, new_figure
-from utils.metrics import MetricsFile, accuracy_interval
-from utils.reading import check_folder
+from utils.evaluation.scores import accuracy_interval
+from utils.plots.figures import COLOURS, GREY, new_figure
+from utils.runs.metrics_file import MetricsFile
+from utils.system.duration import duration
+from utils.system.reading import check_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"

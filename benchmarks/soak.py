@@ -21,9 +21,9 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from utils.figures import new_figure
-from utils.files import LOCK
-from utils.metrics import MetricsFile
+from utils.plots.figures import new_figure
+from utils.runs.metrics_file import MetricsFile
+from utils.system.files import LOCK
 
 MEASURES = {"memory_mib": "memory, MiB", "files": "open files", "threads": "threads", "images_per_second": "images/s"}
 WARM_UP = 300  # seconds that the trend leaves out: allocators and caches fill

@@ -52,9 +52,9 @@ from data.loaders import DeviceLoader, EvaluationLoader, Steps, TrainLoader, to_
 from data.tensor_augmentation import TensorAugmentation
 from models import create_model
 from utils.config import TrainConfig
-from utils.errors import SuiteError, UserError
-from utils.evaluation import predict
-from utils.runtime import create_accelerator, describe_environment, keep_freed_memory
+from utils.evaluation.predict import predict
+from utils.system.errors import SuiteError, UserError
+from utils.system.runtime import create_accelerator, describe_environment, keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 BACKENDS = ("tensor", "albumentations")
@@ -485,7 +485,7 @@ def evaluation(settings: argparse.Namespace) -> dict[str, float]:
     def evaluate(count: int) -> float:
         split = data.test.subset(np.resize(np.arange(len(data.test)), count))
         started = time.perf_counter()
-        predict(accelerator, model, EvaluationLoader(split), mean, std)
+        predict(accelerator, model, EvaluationLoader(split), lambda images: to_input(images, mean, std))
         return time.perf_counter() - started
 
     evaluate(min(500, settings.evaluation_images))

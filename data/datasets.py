@@ -1,6 +1,6 @@
 """Data sets as arrays of uint8 RGB images with labels; every set brings class names, size, mean and std.
 
-To add one: a function that loads its splits, a line in SOURCES, and its name in utils/config.py (docs/extending/).
+To add one: a function that loads its splits, a line in SOURCES, and its name in utils/config (docs/extending/).
 """
 
 import math
@@ -19,8 +19,8 @@ from PIL import Image
 
 from data.decoded import decode_once
 from data.images import SUFFIXES, ImageFiles, Images, Split, as_square
-from utils.errors import EnvironmentFault, UserError
-from utils.memory import check_memory, free_memory
+from utils.system.errors import EnvironmentFault, UserError
+from utils.system.memory import check_memory, free_memory
 from utils.system.ranks import local_world_size
 
 STATISTICS_SAMPLE = 20_000  # images of a folder that mean and std are computed from

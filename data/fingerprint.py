@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data.datasets import Dataset, ImageFiles, Split
-from utils.files import digest
+from utils.system.files import digest
 
 BLOCK = 1024  # images that are in memory at a time
 

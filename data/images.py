@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageOps
 
-from utils.errors import UserError
-from utils.launcher import available_cores
+from utils.system.errors import UserError
+from utils.system.launcher import available_cores
 from utils.system.ranks import local_world_size
 from utils.system.threads import asked_threads
 

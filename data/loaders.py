@@ -21,7 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 from data.augmentation import Augmentation
 from data.images import ImageFiles, Split
 from data.tensor_augmentation import TensorAugmentation
-from utils.errors import EnvironmentFault, one_line
+from utils.system.errors import EnvironmentFault, one_line
 
 EVALUATION_BATCH = 500  # images at a time, where nothing is trained
 

@@ -17,9 +17,9 @@ from models.resnet import resnet18, resnet34
 from models.speednet import speednet
 from models.timm_models import PREFIX, create_timm_model, timm_arguments
 from utils.config import TrainConfig
-from utils.errors import UserError, one_line, suggestion
-from utils.reading import shown
-from utils.resolution import parse_resolution
+from utils.config.resolution import parse_resolution
+from utils.system.errors import UserError, one_line, suggestion
+from utils.system.reading import shown
 
 MODELS = {
     "resnet18": resnet18,

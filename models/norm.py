@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from utils.errors import UserError
+from utils.system.errors import UserError
 
 
 def choose_norm(norm: str, width: int, **batch_norm: Any) -> Callable[[int], nn.Module]:

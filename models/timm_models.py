@@ -13,7 +13,7 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
-from utils.errors import UserError, did_you_mean, one_line
+from utils.system.errors import UserError, did_you_mean, one_line
 
 PREFIX = "timm:"
 SMALLEST_MAP = 4  # pixels of the last feature map that are aimed at, as in the ResNets of this suite

@@ -47,7 +47,7 @@ def train_script(config: TrainConfig, environment: Mapping[str, str] | None = No
     """train_accelerate.py with this config and these variables, errors and exit codes included."""
     os.environ.update(environment or {})
     from train_accelerate import main
-    from utils.errors import run_script
+    from utils.system.errors import run_script
 
     run_script(main, config)
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from utils.checkpoint import MANIFEST
-from utils.config import AnalyzeConfig, Config, TrainConfig
-from utils.errors import run_script
+from utils.config import AnalyzeConfig, TrainConfig
+from utils.config.options import Config
+from utils.runs.checkpoint import MANIFEST
+from utils.system.errors import run_script
 
 
 def change(path: Path, **values) -> None:

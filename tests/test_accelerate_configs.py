@@ -13,8 +13,8 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
-from utils import runtime
-from utils.errors import UserError
+from utils.system import runtime
+from utils.system.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "accelerate_configs"

@@ -14,19 +14,19 @@ from PIL import Image
 
 import analyze
 from data.datasets import load_split
+from models.saved import export_model, load_model
 from tests.saved_runs import change
 from utils.analysis.classes import confusion_matrix_figure
 from utils.analysis.inference import predict_test
 from utils.analysis.misclassified import Mistake, find_mistakes, misclassified_figure
 from utils.analysis.scores import most_confused
 from utils.analysis.setup import set_up
-from utils.checkpoint import export_model, load_model
 from utils.config import AnalyzeConfig
-from utils.curves import epoch_curves
-from utils.errors import UserError
-from utils.files import to_json
-from utils.metrics import accuracy_interval
-from utils.runtime import create_accelerator
+from utils.evaluation.scores import accuracy_interval
+from utils.plots.curves import epoch_curves
+from utils.system.errors import UserError
+from utils.system.files import to_json
+from utils.system.runtime import create_accelerator
 
 ROOT = Path(__file__).parents[1]
 FIGURES = ("curves", "lr", "misclassified", "gradcam", "confusion_matrix", "calibration", "label_issues")

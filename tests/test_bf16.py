@@ -52,7 +52,7 @@ def test_fp32_is_not_probed_and_muon_computes_in_it_on_a_cpu(tmp_path):
 
 def default_precision(folder: Path, environment: dict[str, str]) -> None:
     os.environ.update(environment)
-    from utils.runtime import create_accelerator
+    from utils.system.runtime import create_accelerator
 
     (folder / "precision").write_text(create_accelerator(default_precision="bf16").mixed_precision)
 

@@ -11,20 +11,16 @@ import pytest
 import torch
 
 from models import create_model
-from utils.checkpoint import (
-    FORMAT_VERSION,
+from models.saved import FORMAT_VERSION, ModelConfig, export_model, load_model, read_model_config
+from utils.runs.checkpoint import (
     MANIFEST,
-    ModelConfig,
     damage,
-    export_model,
     list_checkpoints,
-    load_model,
     newest_checkpoint,
     read_checkpoint,
-    read_model_config,
     write_checkpoint,
 )
-from utils.errors import UserError
+from utils.system.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 FILES = {"trainer.json": b'{"step": 1}', "model.safetensors": bytes(range(256)) * 8, "empty.bin": b""}
@@ -124,8 +120,8 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-from utils.checkpoint import write_checkpoint
-from utils.files import replace_file
+from utils.runs.checkpoint import write_checkpoint
+from utils.system.files import replace_file
 root = Path(sys.argv[1])
 for attempt in (lambda: write_checkpoint(root, int(sys.argv[2]), {"small": b"x", "large": bytes(200_000)}, 1),
                 lambda: replace_file(root / "file", bytes(200_000))):

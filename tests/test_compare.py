@@ -20,8 +20,8 @@ from tests.saved_runs import change, refusal
 from utils.analysis.compare import compare, history, mcnemar, paired_interval, per_class, recall_figure
 from utils.analysis.predictions import Predictions
 from utils.config import AnalyzeConfig
-from utils.metrics import MetricsFile
-from utils.runtime import create_accelerator
+from utils.runs.metrics_file import MetricsFile
+from utils.system.runtime import create_accelerator
 
 NAMES = tuple(str(digit) for digit in range(10))
 

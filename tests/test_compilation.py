@@ -12,8 +12,8 @@ from safetensors import safe_open
 
 from tests.conftest import ROOT
 from tests.processes import run, tiny_config, train_script
-from utils.errors import UserError
 from utils.system.compilation import check_compiler, compilation, compiled_as, say_uncompiled
+from utils.system.errors import UserError
 
 LAUNCHER = {  # what `accelerate launch` always sets
     "ACCELERATE_DYNAMO_BACKEND": "NO",

@@ -17,7 +17,7 @@ def scripts(tmp_path_factory) -> dict[str, str]:
     """What each shell reads, as files."""
     folder = tmp_path_factory.mktemp("completion")
     for shell in ("bash", "zsh"):
-        command = [sys.executable, "-m", "utils.completion", shell]
+        command = [sys.executable, "-m", "utils.config.completion", shell]
         printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         (folder / shell).write_text(printed)
     return {shell: str(folder / shell) for shell in ("bash", "zsh")}

@@ -9,17 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from utils.config import (
-    OPTIMIZER_DEFAULTS,
-    AnalyzeConfig,
-    OptimizerName,
-    TrainConfig,
-    load_config,
-    parse_config,
-    read_config,
-    write_config,
-)
-from utils.errors import UserError, run_script
+from utils.config import AnalyzeConfig, TrainConfig
+from utils.config.options import OPTIMIZER_DEFAULTS, OptimizerName, load_config, parse_config, read_config, write_config
+from utils.system.errors import UserError, run_script
 
 ROOT = Path(__file__).parents[1]
 NUMERIC = [
@@ -381,7 +373,7 @@ def test_help_and_mistakes_are_answered_before_the_libraries_are_loaded(argument
     )
     assert run.returncode == code
     imported = {line.split("|")[2].strip() for line in run.stderr.splitlines() if line.startswith("import time:")}
-    assert "utils.config" in imported
+    assert "utils.config.options" in imported
     assert not imported & {"torch", "accelerate", "torchvision", "albumentations", "sklearn", "PIL", "numpy"}
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.test_decoded import in_own_mounts
-from utils.errors import UserError
+from utils.system.errors import UserError
 from utils.system.threads import VARIABLES, choose_threads
 
 EVERY_CORE = "import os; os.sched_setaffinity(0, range(os.cpu_count())); "  # whatever pytest itself is bound to

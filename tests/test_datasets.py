@@ -32,8 +32,8 @@ from data.datasets import (
     stratified_split,
 )
 from data.images import ImageFiles, read_image
-from utils.config import DatasetName
-from utils.errors import EnvironmentFault, UserError, one_line
+from utils.config.options import DatasetName
+from utils.system.errors import EnvironmentFault, UserError, one_line
 
 ROOT = Path(__file__).parents[1]
 REAL_CIFAR = ROOT.parent / "shared" / "data" / "cifar10-jpeg.tar.xz"

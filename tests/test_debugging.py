@@ -7,7 +7,7 @@ import pytest
 
 from tests.processes import tiny_config
 from train_accelerate import main
-from utils.metrics import MetricsFile
+from utils.runs.metrics_file import MetricsFile
 
 
 def test_fast_dev_run_does_everything_once_and_keeps_nothing(tmp_path, capsys):

@@ -19,7 +19,7 @@ from data.datasets import ImageFiles, load_dataset, load_split
 from data.decoded import decode_once
 from tests.conftest import ROOT
 from tests.test_datasets import KINDS, cifar_archive, image_folder, load, mistake, picture, spoil
-from utils.errors import UserError
+from utils.system.errors import UserError
 
 
 @pytest.fixture

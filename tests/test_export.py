@@ -16,14 +16,15 @@ from torch import nn
 import models
 import train_accelerate
 from data.datasets import load_split
+from models.saved import ModelConfig, export_model
 from tests.processes import run as run_ranks
 from tests.test_hub import code_blocks
-from utils import export
-from utils.checkpoint import ModelConfig, export_model
-from utils.classifier import ImageClassifier
-from utils.config import TrainConfig, load_config
-from utils.errors import SuiteError, UserError
-from utils.export import check_packages, export_programs
+from utils.config import TrainConfig
+from utils.config.options import load_config
+from utils.release import export
+from utils.release.classifier import ImageClassifier
+from utils.release.export import check_packages, export_programs
+from utils.system.errors import SuiteError, UserError
 
 
 @pytest.fixture

@@ -28,11 +28,11 @@ from tests.namespaces import Namespaces
 from tests.processes import CONTEXT, join, run, start, tiny_config, train_script, wait_for
 from tests.saved_runs import refusal
 from tests.test_resume import logged_steps, outcome
-from utils import files
-from utils.checkpoint import list_checkpoints
 from utils.config import AnalyzeConfig, TrainConfig
-from utils.errors import UserError, run_script
-from utils.files import LOCK, lock_folder
+from utils.runs.checkpoint import list_checkpoints
+from utils.system import files
+from utils.system.errors import UserError, run_script
+from utils.system.files import LOCK, lock_folder
 
 # Of 45 steps, each of some milliseconds; without end where the test ends it.
 OPTIONS = {"image_size": 8, "batch_size": 32, "epochs": 1, "checkpoint_every_steps": 5, "keep_checkpoints": 3}

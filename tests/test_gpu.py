@@ -18,8 +18,8 @@ from data.loaders import Batch, DeviceLoader, Steps
 from data.tensor_augmentation import TensorAugmentation
 from tests.processes import tiny_config
 from train_accelerate import main, set_up, train_step
-from utils.rundir import RunDirectory
-from utils.runtime import create_accelerator
+from utils.runs.directory import RunDirectory
+from utils.system.runtime import create_accelerator
 from utils.training.run import Run
 
 pytestmark = [
@@ -95,7 +95,7 @@ def test_auto_keeps_the_images_on_the_gpu_and_the_optimizer_is_fused(tmp_path):
         assert isinstance(run.loader, DeviceLoader)
         assert run.loader.images.device.type == DEVICE
         assert run.optimizer.defaults["fused"]
-        assert next(run.trained.parameters()).device.type == DEVICE
+        assert next(run.ddp_model.parameters()).device.type == DEVICE
 
 
 @pytest.mark.parametrize(("precision", "optimizer"), [("no", "sgd"), ("bf16", "sgd"), ("bf16", "muon")])

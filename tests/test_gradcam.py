@@ -20,10 +20,11 @@ from torch import nn
 import analyze
 from data.datasets import load_split
 from models import create_model
+from models.saved import load_model
 from tests.saved_runs import refusal
-from utils.analysis.cam_layers import choose_layer, feature_maps, refused_layers
-from utils.analysis.cam_maps import TIMED_BATCH, Cam, class_maps
-from utils.analysis.cam_methods import (
+from utils.analysis.cam.layers import choose_layer, feature_maps, refused_layers
+from utils.analysis.cam.maps import TIMED_BATCH, Cam, class_maps
+from utils.analysis.cam.methods import (
     AUG_SMOOTH_COST,
     CLASSLESS,
     REFUSED,
@@ -32,11 +33,10 @@ from utils.analysis.cam_methods import (
     opened,
     takes_aug_smooth,
 )
+from utils.analysis.cam.overlay import overlay
+from utils.analysis.cam.road import PERCENTILES, road_scores
 from utils.analysis.gradcam import Example, choose_cams, gradcam_figure
 from utils.analysis.misclassified import Mistake
-from utils.analysis.overlay import overlay
-from utils.analysis.road import PERCENTILES, road_scores
-from utils.checkpoint import load_model
 from utils.config import AnalyzeConfig
 
 METHODS = list(cam_methods())

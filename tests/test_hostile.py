@@ -30,23 +30,25 @@ from safetensors.torch import load_file, save_file
 
 import analyze
 import train_accelerate
+from models.saved import ModelConfig
 from tests.processes import run as run_processes
 from tests.processes import tiny_config, train_script
 from tests.test_checkpoint_files import Payload
 from utils.analysis import kept, robustness
 from utils.analysis.inference import predict_test
 from utils.analysis.inputs import find_inputs
-from utils.analysis.saved_run import open_run, trained_precision
-from utils.checkpoint import MANIFEST, ModelConfig
-from utils.classifier import ImageClassifier
 from utils.config import AnalyzeConfig
-from utils.errors import UserError, run_script
-from utils.export import FILES as PROGRAMS
-from utils.metrics import MetricsFile
-from utils.runtime import create_accelerator
+from utils.release.classifier import ImageClassifier
+from utils.release.export import FILES as PROGRAMS
+from utils.runs.checkpoint import MANIFEST
+from utils.runs.metrics_file import MetricsFile
+from utils.runs.saved_run import open_run, trained_precision
+from utils.system.errors import UserError, run_script
+from utils.system.runtime import create_accelerator
 from utils.tracking.tracker import Identity
 from utils.tracking.trackers import Trackers, tracked_as
-from utils.training.state import STATE_FORMS, TrainState
+from utils.training.progress import TrainState
+from utils.training.snapshot import STATE_FORMS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 

@@ -18,15 +18,16 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from data.datasets import load_split
+from models.saved import ModelConfig, export_model, load_model
 from tests.hub_server import TOKEN, running_hub
-from utils import hub
-from utils.checkpoint import ModelConfig, export_model, load_model
-from utils.classifier import ImageClassifier
-from utils.config import TrainConfig, load_config
-from utils.errors import UserError
-from utils.model_card import CardData, model_card
-from utils.training.state import FREE_OPTIONS
-from utils.tta import tta_logits
+from utils.config import TrainConfig
+from utils.config.options import load_config
+from utils.evaluation.tta import tta_logits
+from utils.release import hub
+from utils.release.classifier import ImageClassifier
+from utils.release.model_card import CardData, model_card
+from utils.system.errors import UserError
+from utils.training.snapshot import FREE_OPTIONS
 
 ROOT = Path(__file__).parents[1]
 TINY = "--dataset digits --width 16 --image_size 16 --epochs 1 --max_steps 2 --lr 0.1 --trackers none"

@@ -9,7 +9,7 @@ from tests.processes import run as run_processes
 from tests.saved_runs import change
 from utils.analysis import robustness
 from utils.config import AnalyzeConfig
-from utils.errors import run_script
+from utils.system.errors import run_script
 
 SECTIONS = ["classes", "gallery", "calibration", "neighbours", "embedding", "robustness"]
 PROBED = 60  # images of the robustness probe

@@ -15,9 +15,10 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 
 from tests.processes import run, tiny_config, train_script
-from utils import runtime
-from utils.config import TrainConfig, read_config
-from utils.errors import UserError
+from utils.config import TrainConfig
+from utils.config.options import read_config
+from utils.system import runtime
+from utils.system.errors import UserError
 from utils.system.launch import ACCUMULATION, ROWS, Launch, notes, options_of_file, read_launch, typed_options
 from utils.system.ranks import adopt_ranks
 from utils.training.micro_batch import accumulated
@@ -410,7 +411,7 @@ def test_an_error_of_one_process_alone_is_said(tmp_path):
     """The others wait for it until it has ended and its launcher ends them."""
     script = """
 import os, types
-from utils import errors
+from utils.system import errors
 errors.WAIT_FOR_FIRST_RANK = 0.1
 def fail(config):
     if os.environ["RANK"] == "1":

@@ -8,8 +8,8 @@ import torch
 
 from tests.processes import run, tiny_config, train_script
 from tests.saved_runs import change, reseal
-from utils.checkpoint import list_checkpoints
-from utils.reading import MOST_SHOWN
+from utils.runs.checkpoint import list_checkpoints
+from utils.system.reading import MOST_SHOWN
 from utils.training.launches import COMPARED, MOST_LAUNCHES, difference, is_history, launch_of, with_launch
 from utils.training.muon import muon_arithmetic
 

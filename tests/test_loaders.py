@@ -12,7 +12,7 @@ from data.augmentation import Augmentation
 from data.images import ImageFiles, Split
 from data.loaders import Batch, DeviceLoader, EvaluationLoader, Steps, TrainLoader, epoch_order, to_input
 from data.tensor_augmentation import TensorAugmentation
-from utils.errors import UserError
+from utils.system.errors import UserError
 
 SIZE = 8
 KINDS = (TrainLoader, DeviceLoader)

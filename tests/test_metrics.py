@@ -8,7 +8,9 @@ import torch
 from accelerate import Accelerator
 from sklearn.metrics import accuracy_score, log_loss, recall_score
 
-from utils.metrics import MetricsFile, RunningMean, score
+from utils.evaluation.scores import score
+from utils.runs.metrics_file import MetricsFile
+from utils.training.meters import RunningMean
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from torch import nn
 
 from models import create_model, list_models
 from models.resnet import BasicBlock
-from utils.errors import UserError
+from utils.system.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}

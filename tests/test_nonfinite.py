@@ -11,11 +11,12 @@ import pytest
 import torch
 
 import train_accelerate
+from models.saved import load_model
 from tests.processes import run, tiny_config
 from tests.test_resume import outcome
-from utils.checkpoint import list_checkpoints, load_model
-from utils.errors import SuiteError, run_script
-from utils.metrics import MetricsFile
+from utils.runs.checkpoint import list_checkpoints
+from utils.runs.metrics_file import MetricsFile
+from utils.system.errors import SuiteError, run_script
 from utils.training.nonfinite import MOST_ROLLBACKS
 
 OPTIONS = {"image_size": 8, "checkpoint_every_steps": 5, "log_every_steps": 4, "keep_checkpoints": 3, "epochs": 2}

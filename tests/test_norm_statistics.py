@@ -12,8 +12,8 @@ from torch.optim.swa_utils import update_bn
 from data.datasets import load_dataset
 from data.loaders import DeviceLoader, Steps, to_input
 from data.tensor_augmentation import TensorAugmentation
+from models.saved import load_model
 from tests.processes import run, tiny_config, train_script
-from utils.checkpoint import load_model
 from utils.config import TrainConfig
 from utils.training.norm_statistics import IMAGES, SHORT_EPOCH
 

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from models import create_model
-from utils.checkpoint import tensors_from_bytes, tensors_to_bytes
-from utils.errors import UserError
+from models.saved import tensors_from_bytes, tensors_to_bytes
+from utils.system.errors import UserError
 from utils.training.muon import COEFFICIENTS, REACH, Muon, _by_gram, _directly, orthogonalised
 from utils.training.optimizers import (
     create_optimizer,

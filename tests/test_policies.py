@@ -11,19 +11,14 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from data.loaders import Steps
-from utils.config import SMALLEST_ALPHA
-from utils.errors import UserError
-from utils.resolution import (
-    Phase,
-    fresh_statistics,
-    parse_resolution,
-    phase_at,
-    resolution_phases,
-)
+from utils.config.options import SMALLEST_ALPHA
+from utils.config.resolution import Phase, parse_resolution, phase_at, resolution_phases
+from utils.evaluation.tta import TTA, tta_logits
+from utils.system.errors import UserError
 from utils.training.averaging import Ema, Lookahead
 from utils.training.micro_batch import Piece, micro_batches
 from utils.training.mixing import Mixing
-from utils.tta import TTA, tta_logits
+from utils.training.norm_statistics import fresh_statistics
 
 CLASSES = 10
 MIXINGS = {"mixup": (1.0, 0.0), "cutmix": (0.0, 1.0), "both": (0.4, 1.0)}

@@ -14,9 +14,10 @@ from tests.saved_runs import change, refusal
 from utils.analysis import picture_results
 from utils.analysis.inference import predict_test
 from utils.analysis.pictures import find_pictures
-from utils.config import AnalyzeConfig, parse_config, read_config
-from utils.errors import UserError
-from utils.runtime import create_accelerator
+from utils.config import AnalyzeConfig
+from utils.config.options import parse_config, read_config
+from utils.system.errors import UserError
+from utils.system.runtime import create_accelerator
 
 COUNT = 6
 

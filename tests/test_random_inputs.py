@@ -23,28 +23,20 @@ from matplotlib.cbook import is_math_text
 from PIL import Image
 
 from data.datasets import Split, load_dataset
+from models.saved import ModelConfig
 from utils.analysis import classes, compare, curves, label_issues, misclassified
 from utils.analysis.predictions import Predictions
 from utils.analysis.report import render_report
-from utils.analysis.saved_run import SavedRun
 from utils.analysis.scores import headline
 from utils.analysis.section import write_table
-from utils.checkpoint import ModelConfig
-from utils.config import (
-    FOLDERS,
-    LARGEST,
-    AnalyzeConfig,
-    TrainConfig,
-    _fits,
-    read_config,
-    to_yaml,
-    write_config,
-)
-from utils.curves import curves_figure, epoch_curves
-from utils.errors import SuiteError, one_line
-from utils.figures import message_figure, shown_name
-from utils.metrics import MetricsFile
-from utils.model_card import as_text
+from utils.config import AnalyzeConfig, TrainConfig
+from utils.config.options import FOLDERS, LARGEST, _fits, read_config, to_yaml, write_config
+from utils.plots.curves import curves_figure, epoch_curves
+from utils.plots.figures import message_figure, shown_name
+from utils.runs.metrics_file import MetricsFile
+from utils.runs.saved_run import SavedRun
+from utils.system.errors import SuiteError, one_line
+from utils.system.markdown import as_text
 from utils.tracking.tensorboard_tracker import _markdown
 from utils.tracking.tracker import Table
 

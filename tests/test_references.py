@@ -112,7 +112,7 @@ def test_steps_of_a_linear_model_are_those_of_the_formulas(tmp_path: Path, optim
     loader = create_train_loader(config, "tensor", data, accelerator)
     ours = create_optimizer(optimizer, model, *chosen)
     run = Run(config, accelerator, None, data, loader, model, ours, config.micro_batch_size)
-    run.trained, run.optimizer = accelerator.prepare(model, ours)
+    run.ddp_model, run.optimizer = accelerator.prepare(model, ours)
 
     weights, theirs = in_float64(linear), reference(optimizer, config.momentum, config.nesterov)
     mean, std = np.array(data.mean), np.array(data.std)

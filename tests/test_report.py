@@ -20,15 +20,15 @@ from scipy.special import softmax
 
 import analyze
 from data.datasets import Split, load_split
+from models.saved import load_model
 from utils.analysis import classes, misclassified
 from utils.analysis.atlas import Atlas, tiles_of
 from utils.analysis.predictions import Predictions
 from utils.analysis.report import LABELS, render_report
-from utils.analysis.saved_run import open_run
 from utils.analysis.scores import headline
 from utils.analysis.setup import QUICK_SECTIONS, SLOW_SECTIONS
-from utils.checkpoint import load_model
 from utils.config import AnalyzeConfig
+from utils.runs.saved_run import open_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright (requirements-dev.txt)")
 from axe_playwright_python.sync_playwright import Axe  # noqa: E402

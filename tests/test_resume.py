@@ -15,11 +15,13 @@ import psutil
 import pytest
 
 from benchmarks.kill_test import TIMINGS
+from models.saved import FORMAT_VERSION
 from tests.processes import join, run, start, tiny_config, train_script, wait_for
 from tests.saved_runs import change, reseal, training_refusal
-from utils.checkpoint import FORMAT_VERSION, list_checkpoints
-from utils.config import TrainConfig, load_config
-from utils.files import digest
+from utils.config import TrainConfig
+from utils.config.options import load_config
+from utils.runs.checkpoint import list_checkpoints
+from utils.system.files import digest
 
 OPTIONS = {
     "image_size": 8, "checkpoint_every_steps": 5, "cutout": 4, "horizontal_flip": "random", "keep_checkpoints": 3,
@@ -131,7 +133,7 @@ def test_signal_saves_within_a_step_and_the_run_goes_on_exactly(unbroken, tmp_pa
 def train_and_stop_while_evaluating(config, signum: int) -> None:
     """The signal arrives in the second evaluation."""
     import train_accelerate
-    from utils.errors import run_script
+    from utils.system.errors import run_script
     from utils.training.run import Run
 
     evaluate, calls = Run.evaluate, []
@@ -163,7 +165,7 @@ def test_stop_or_kill_during_evaluation_loses_no_training(unbroken, tmp_path, si
 def train_and_stop(config, where: str) -> None:
     """SIGTERM arrives in the range test or in the final evaluation."""
     import train_accelerate
-    from utils.errors import run_script
+    from utils.system.errors import run_script
 
     name = {"range test": "train_step", "final evaluation": "finish"}[where]
     called, ordinary = [], getattr(train_accelerate, name)

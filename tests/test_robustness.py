@@ -8,8 +8,8 @@ import torch
 
 import analyze
 from data.datasets import load_split
+from models.saved import load_model
 from utils.analysis.robustness import CORRUPTIONS, STRENGTHS, Corrupted, corrupt
-from utils.checkpoint import load_model
 from utils.config import AnalyzeConfig
 
 

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import nn
 
 from data.datasets import Split
-from data.loaders import EvaluationLoader
+from data.loaders import EvaluationLoader, to_input
 from tests.processes import run, tiny_config, train_script
 from utils.config import TrainConfig
-from utils.errors import EnvironmentFault
+from utils.system.errors import EnvironmentFault
 from utils.training.micro_batch import fit_micro_batch_size, largest_that_fits, micro_batches
 
 pytestmark = pytest.mark.slow
@@ -155,7 +155,7 @@ class RunsOutOfMemory(nn.Module):
 
 
 def fit_on_this_rank(folder: Path, limits: list[int]) -> None:
-    from utils.runtime import create_accelerator
+    from utils.system.runtime import create_accelerator
 
     accelerator = create_accelerator()
     model = RunsOutOfMemory(limits[accelerator.process_index])
@@ -188,8 +188,8 @@ def test_not_even_one_image_fits_is_one_clear_error():
 
 def predict_on_this_rank(folder: Path, counts: list[int]) -> None:
     from models import create_model
-    from utils.evaluation import predict
-    from utils.runtime import create_accelerator
+    from utils.evaluation.predict import predict
+    from utils.system.runtime import create_accelerator
 
     accelerator = create_accelerator()
     rank, ranks = accelerator.process_index, accelerator.num_processes
@@ -205,7 +205,9 @@ def predict_on_this_rank(folder: Path, counts: list[int]) -> None:
             rank_dependent += 0.1 * rank
         split = Split(images, np.zeros(count, dtype=np.int64))
         loader = EvaluationLoader(split, rank, ranks, batch_size=8)
-        logits = predict(accelerator, model, loader, torch.full((3,), 0.5), torch.full((3,), 0.25))
+        logits = predict(
+            accelerator, model, loader, lambda images: to_input(images, torch.full((3,), 0.5), torch.full((3,), 0.25))
+        )
         np.save(folder / f"{count}-{ranks}-{rank}.npy", logits.numpy())
 
 

@@ -13,15 +13,16 @@ from PIL import Image
 
 import analyze
 from data.datasets import load_split
+from models.saved import FORMAT_VERSION
 from tests.saved_runs import change, refusal
 from utils.analysis.inference import predict_test
-from utils.analysis.saved_run import open_run, trained_precision
-from utils.checkpoint import FORMAT_VERSION
-from utils.classifier import ImageClassifier
-from utils.config import AnalyzeConfig, parse_config
-from utils.errors import UserError
-from utils.files import check_writable
-from utils.runtime import create_accelerator
+from utils.config import AnalyzeConfig
+from utils.config.options import parse_config
+from utils.release.classifier import ImageClassifier
+from utils.runs.saved_run import open_run, trained_precision
+from utils.system.errors import UserError
+from utils.system.files import check_writable
+from utils.system.runtime import create_accelerator
 
 # What version 1 did not have.
 OPTIONS_SINCE_VERSION_1 = {

@@ -10,8 +10,9 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from tests.conftest import ROOT
-from utils.config import TrainConfig, load_config
-from utils.errors import UserError
+from utils.config import TrainConfig
+from utils.config.options import load_config
+from utils.system.errors import UserError
 from utils.training.schedules import SCHEDULES, learning_rate_factor
 
 RECIPES = [path for path in sorted((ROOT / "recipes").glob("*.yaml")) if path.stem != "sweep"]  # that is for W&B

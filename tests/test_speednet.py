@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from data.datasets import load_split
 from models import create_model
+from models.saved import ModelConfig, export_model, load_model
 from models.speednet import WHITENING_EPS, whitening_filters
 from tests.conftest import ROOT
-from utils.analysis.cam_maps import class_maps
+from utils.analysis.cam.maps import class_maps
 from utils.analysis.gradcam import choose_cams
-from utils.checkpoint import ModelConfig, export_model, load_model
 
 
 def smooth_images(count: int, side: int = 32) -> Tensor:

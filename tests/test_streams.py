@@ -15,8 +15,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.processes import join, run, start, tiny_config, train_script, wait_for
 from tests.test_resume import logged_steps, outcome
-from utils.checkpoint import list_checkpoints
 from utils.config import TrainConfig
+from utils.runs.checkpoint import list_checkpoints
 from utils.system.streams import ExpendableStream
 
 OPTIONS = {"image_size": 8, "epochs": 2}

@@ -22,17 +22,17 @@ import train_accelerate
 from data.datasets import load_split
 from models import classifier, create_model, model_arguments
 from models.norm import with_synchronised_batch_norm
+from models.saved import load_model, tensors_from_bytes
 from models.timm_models import timm_arguments
 from tests.processes import run as run_processes
 from tests.processes import train_script
 from tests.saved_runs import change, refusal
-from utils.analysis.cam_layers import SMALLEST_MAP, choose_layer, feature_maps
-from utils.analysis.cam_maps import class_maps
-from utils.analysis.cam_methods import cam_methods
+from utils.analysis.cam.layers import SMALLEST_MAP, choose_layer, feature_maps
+from utils.analysis.cam.maps import class_maps
+from utils.analysis.cam.methods import cam_methods
 from utils.analysis.gradcam import choose_cams
-from utils.checkpoint import load_model, tensors_from_bytes
 from utils.config import AnalyzeConfig, TrainConfig
-from utils.errors import UserError
+from utils.system.errors import UserError
 from utils.training.optimizers import create_optimizer
 
 pytestmark = pytest.mark.slow

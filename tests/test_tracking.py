@@ -19,8 +19,9 @@ import yaml
 from tests.processes import join, start, tiny_config, train_script, wait_for
 from tests.processes import run as run_processes
 from tests.wandb_server import WandbServer
-from utils.config import AnalyzeConfig, TrainConfig, read_config
-from utils.errors import UserError
+from utils.config import AnalyzeConfig, TrainConfig
+from utils.config.options import read_config
+from utils.system.errors import UserError
 from utils.tracking.trackers import check_trackers
 
 pytestmark = pytest.mark.slow
@@ -498,7 +499,7 @@ def test_without_trackers_their_libraries_are_not_loaded(tmp_path):
 
 
 def test_tracker_that_is_not_installed_is_refused_with_how_to_install_it(monkeypatch):
-    from utils.errors import UserError
+    from utils.system.errors import UserError
     from utils.tracking.trackers import check_installed
 
     check_installed(["none"])

@@ -18,14 +18,16 @@ from safetensors.torch import load_file
 
 from data.datasets import load_dataset, load_split
 from data.loaders import to_input
+from models.saved import load_model
 from tests.conftest import ROOT
 from tests.processes import run, tiny_config, train_script
 from tests.saved_runs import training_refusal
 from train_accelerate import main
-from utils.checkpoint import list_checkpoints, load_model
-from utils.config import AnalyzeConfig, TrainConfig, load_config
-from utils.duration import duration
-from utils.launcher import available_cores
+from utils.config import AnalyzeConfig, TrainConfig
+from utils.config.options import load_config
+from utils.runs.checkpoint import list_checkpoints
+from utils.system.duration import duration
+from utils.system.launcher import available_cores
 from utils.training.lr_finder import range_test, suggest
 
 
@@ -356,7 +358,7 @@ def test_suggestion_is_a_share_of_the_rate_with_the_lowest_smoothed_loss(share, 
 
 
 def test_range_test_without_any_finite_loss_is_one_clear_error():
-    from utils.errors import SuiteError
+    from utils.system.errors import SuiteError
 
     with pytest.raises(SuiteError, match="no finite loss"):
         range_test(lambda rate: float("nan"), share=1.0)

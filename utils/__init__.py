@@ -1,1 +1,1 @@
-"""What both scripts share: options, errors, checkpoints, tracking, evaluation, metrics."""
+"""What both scripts are made of, a package per layer."""

@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 from utils.analysis.predictions import Predictions
 from utils.analysis.section import Section
-from utils.figures import COLOURS, GREY, new_figure
+from utils.plots.figures import COLOURS, GREY, new_figure
 
 TEMPERATURES = (0.05, 20.0)  # bounds of the fit
 FITTED_ON = 2000  # validation images at most: they fix T to about 2 %, and the default report is to be quick

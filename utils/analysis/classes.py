@@ -13,7 +13,7 @@ from utils.analysis.misclassified import find_mistakes
 from utils.analysis.predictions import Predictions
 from utils.analysis.scores import confusion_matrix, most_confused, per_class_scores
 from utils.analysis.section import Section
-from utils.figures import new_figure, shown_name
+from utils.plots.figures import new_figure, shown_name
 
 MOST_NUMBERED_CLASSES = 20  # more cells than this squared are too small for numbers
 MOST_PRESSED_CLASSES = 30  # more cells than this squared are too many to press; the page shows the picture and a list

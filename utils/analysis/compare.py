@@ -13,10 +13,10 @@ from data.datasets import Split
 from utils.analysis.atlas import tiles_of
 from utils.analysis.calibration import reliability
 from utils.analysis.predictions import Predictions
-from utils.analysis.saved_run import SavedRun
 from utils.analysis.section import Row, Section
-from utils.curves import epoch_curves
-from utils.figures import COLOURS, GREY, new_figure, shown_name
+from utils.plots.curves import epoch_curves
+from utils.plots.figures import COLOURS, GREY, new_figure, shown_name
+from utils.runs.saved_run import SavedRun
 
 # This run and the other one, apart in lightness and by the line too.
 STYLES = ({"color": "0.15", "linestyle": "-"}, {"color": "#CC79A7", "linestyle": "--"})

@@ -8,12 +8,12 @@ from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image
 
-from utils.analysis.saved_run import SavedRun
 from utils.analysis.section import Section
-from utils.curves import curves_figure, epoch_curves
-from utils.errors import UserError
-from utils.figures import COLOURS, new_figure
-from utils.reading import read_file
+from utils.plots.curves import curves_figure, epoch_curves
+from utils.plots.figures import COLOURS, new_figure
+from utils.runs.saved_run import SavedRun
+from utils.system.errors import UserError
+from utils.system.reading import read_file
 
 # Of lr_finder.png, which training has drawn.
 MOST_BYTES = 2 * 2**20

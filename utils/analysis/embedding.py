@@ -14,7 +14,7 @@ from utils.analysis.atlas import tiles_of
 from utils.analysis.predictions import Predictions
 from utils.analysis.sampling import stratified_choice
 from utils.analysis.section import Section
-from utils.figures import CLASS_COLOURS, GREY, class_colours, new_figure, shown_name
+from utils.plots.figures import CLASS_COLOURS, GREY, class_colours, new_figure, shown_name
 
 MOST_POINTS = 5000
 MOST_MISTAKES = 4000  # so that a weak model's map has right images too

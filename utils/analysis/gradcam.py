@@ -7,14 +7,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from utils.analysis.cam_comparison import COMPARED_IMAGES, compare, grid_figure
-from utils.analysis.cam_layers import SMALLEST_MAP, Size, choose_layer, refused_layers
-from utils.analysis.cam_maps import Cam, class_maps
-from utils.analysis.cam_methods import choose_method, layers_of
+from utils.analysis.cam.compare import COMPARED_IMAGES, compare, grid_figure
+from utils.analysis.cam.layers import SMALLEST_MAP, Size, choose_layer, refused_layers
+from utils.analysis.cam.maps import Cam, class_maps
+from utils.analysis.cam.methods import choose_method, layers_of
+from utils.analysis.cam.overlay import draw_map, overlay
 from utils.analysis.misclassified import Mistake, gallery_title
-from utils.analysis.overlay import draw_map, overlay
 from utils.analysis.section import Section
-from utils.figures import class_label, hide_axes, message_figure, new_figure
+from utils.plots.figures import class_label, hide_axes, message_figure, new_figure
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from data.datasets import Split
 from data.fingerprint import images_digest
-from data.loaders import EvaluationLoader
+from data.loaders import EvaluationLoader, to_input
 from models import classifier
+from models.saved import tensors_to_bytes
 from utils.analysis.kept import Arrays, Form, find_or_compute
 from utils.analysis.predictions import Predictions
 from utils.analysis.setup import Analysis
-from utils.checkpoint import tensors_to_bytes
-from utils.errors import UserError
-from utils.evaluation import predict
-from utils.files import digest
+from utils.evaluation.predict import predict
+from utils.system.errors import UserError
+from utils.system.files import digest
 
 FORMAT = 2  # of what is kept; what has another one is computed anew
 
@@ -57,9 +57,7 @@ def predict_split(analysis: Analysis, split: Split, label: str) -> Predictions:
         accelerator,
         accelerator.prepare_model(model, evaluation_mode=True),
         loader,
-        *analysis.statistics,
-        channels_last,
-        config.resolution,
+        lambda images: to_input(images, *analysis.statistics, channels_last, config.resolution),
         config.tta,
         label,
     ).numpy()

@@ -10,9 +10,9 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from utils.errors import UserError, together
-from utils.files import replace_file, replacing, to_json
-from utils.reading import check_size, read_json
+from utils.system.errors import UserError, raise_on_all_ranks
+from utils.system.files import replace_file, replacing, to_json
+from utils.system.reading import check_size, read_json
 
 Arrays = Mapping[str, np.ndarray]
 LONGEST_DIRECTORY = 64 * 1024  # bytes of a zip file's list of contents
@@ -57,7 +57,7 @@ def find_or_compute(
     if all(gather_object([found is not None])):  # or the ranks without it would compute alone
         return found
     arrays = compute()
-    with together(accelerator):
+    with raise_on_all_ranks(accelerator):
         if accelerator.is_main_process:
             keep(folders[0], name, fingerprint, arrays)
     return arrays

@@ -10,7 +10,7 @@ from data.datasets import Split
 from utils.analysis.atlas import tiles_of
 from utils.analysis.predictions import Predictions
 from utils.analysis.section import Section
-from utils.figures import class_label, image_grid, message_figure
+from utils.plots.figures import class_label, image_grid, message_figure
 
 SHOWN = 24
 

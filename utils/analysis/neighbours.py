@@ -11,7 +11,7 @@ from utils.analysis.atlas import Tile, tiles_of
 from utils.analysis.misclassified import Mistake, find_mistakes
 from utils.analysis.predictions import Predictions
 from utils.analysis.section import Section
-from utils.figures import hide_axes, message_figure, new_figure, shown_name
+from utils.plots.figures import hide_axes, message_figure, new_figure, shown_name
 
 PER_IMAGE = 5
 MOST_ROWS = 10  # in neighbours.png

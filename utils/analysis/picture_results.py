@@ -11,15 +11,15 @@ from matplotlib.ticker import PercentFormatter
 from tqdm import tqdm
 
 from data.images import Split, read_image
-from utils.analysis.cam_maps import Cam
-from utils.analysis.overlay import draw_map, overlay
+from models.saved import ModelConfig
+from utils.analysis.cam.maps import Cam
+from utils.analysis.cam.overlay import draw_map, overlay
 from utils.analysis.report import render
-from utils.analysis.saved_run import SavedRun
 from utils.analysis.section import open_table
-from utils.checkpoint import ModelConfig
-from utils.errors import one_line
-from utils.figures import GREY, new_figure, shown_name
-from utils.files import replace_file, replacing
+from utils.plots.figures import GREY, new_figure, shown_name
+from utils.runs.saved_run import SavedRun
+from utils.system.errors import one_line
+from utils.system.files import replace_file, replacing
 
 PRINTED = 3  # classes on the line of a picture
 DRAWN = 5  # classes with a bar

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data.images import SUFFIXES, ImageFiles, Split
-from utils.errors import UserError
+from utils.system.errors import UserError
 
 UNKNOWN = -1  # the label of a picture that has none
 

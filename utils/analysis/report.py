@@ -12,10 +12,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from utils.analysis.atlas import Atlas
-from utils.analysis.saved_run import SavedRun
 from utils.analysis.section import Section
 from utils.config import TrainConfig
-from utils.duration import duration
+from utils.runs.saved_run import SavedRun
+from utils.system.duration import duration
 
 MOST_BYTES = 7_800_000  # of figures and pictures; with script and style the page stays under 8 MB, as mail wants it
 LABELS = {  # of the sections in the navigation

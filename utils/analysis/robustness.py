@@ -13,8 +13,8 @@ from matplotlib.ticker import PercentFormatter
 
 from data.datasets import Split
 from utils.analysis.section import Row, Section
-from utils.figures import COLOURS, GREY, new_figure
-from utils.metrics import accuracy_interval
+from utils.evaluation.scores import accuracy_interval
+from utils.plots.figures import COLOURS, GREY, new_figure
 
 IMAGES = 1000  # of the test set, each at every strength of every corruption
 STRENGTHS = 5

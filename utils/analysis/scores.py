@@ -7,7 +7,7 @@ import torch
 
 from utils.analysis.calibration import reliability
 from utils.analysis.predictions import Predictions
-from utils.metrics import accuracy_interval, score
+from utils.evaluation.scores import accuracy_interval, score
 
 
 def headline(predictions: Predictions, class_names: tuple[str, ...]) -> dict[str, Any]:

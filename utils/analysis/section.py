@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from matplotlib.figure import Figure
 
-from utils.files import replace_file, replacing
+from utils.system.files import replace_file, replacing
 
 Row = Mapping[str, Any]
 

@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from data.datasets import Split, stratified_split
 from data.fingerprint import images_digest
 from data.loaders import EVALUATION_BATCH
+from models.saved import ModelConfig, load_model
 from utils.analysis.gradcam import Cams, choose_cams
 from utils.analysis.pictures import read_pictures
-from utils.analysis.saved_run import SavedRun, open_run, some
-from utils.checkpoint import ModelConfig, load_model
-from utils.config import AnalyzeConfig, QuickSection, SlowSection
-from utils.errors import UserError
-from utils.files import check_writable
-from utils.memory import check_memory, forward_memory
+from utils.config import AnalyzeConfig
+from utils.config.options import QuickSection, SlowSection
+from utils.runs.saved_run import SavedRun, open_run, some
+from utils.system.errors import UserError
+from utils.system.files import check_writable
+from utils.system.memory import check_memory, forward_memory
 
 QUICK_SECTIONS = get_args(QuickSection)
 SLOW_SECTIONS = get_args(SlowSection)

@@ -5,12 +5,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from utils.analysis.cam.overlay import enlarge
 from utils.analysis.gradcam import Example
-from utils.analysis.overlay import enlarge
 from utils.analysis.predictions import Predictions
-from utils.analysis.saved_run import SavedRun
 from utils.analysis.scores import confusion_matrix
 from utils.analysis.section import Section
+from utils.runs.saved_run import SavedRun
 from utils.tracking.tracker import Confusion, Media, Page, Picture, Table
 from utils.tracking.trackers import Trackers, identify_run, tracked_as
 

@@ -1,1 +1,1 @@
-"""The machine, the launch and the streams under the program."""
+"""The machine under the program: errors, files, memory, processes, the launch."""

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin, str_to_bool
 
-from utils.errors import UserError, one_line, suggestion, together
+from utils.system.errors import UserError, one_line, raise_on_all_ranks, suggestion
 
 PREFIX = "ACCELERATE_DYNAMO_"  # of the variables that stand for --dynamo_backend, --dynamo_mode, ...
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
@@ -32,7 +32,7 @@ def use_compilation(plugin: TorchDynamoPlugin, accelerator: Accelerator) -> None
 
     To be called on every rank. Raises UserError if this machine cannot compile.
     """
-    with together(accelerator):
+    with raise_on_all_ranks(accelerator):
         if plugin.fullgraph and accelerator.num_processes > 1:
             raise UserError(
                 f"{PREFIX}USE_FULLGRAPH: torch cannot compile a model of several processes whole; leave it out"

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import yaml
 
-from utils.errors import UserError, did_you_mean
+from utils.system.errors import UserError, did_you_mean
 from utils.system.ranks import MPIS, RANKS, adopt_ranks, in_group, whole_number
 
 ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"

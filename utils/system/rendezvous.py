@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import torch.distributed as distributed
 
-from utils.errors import EnvironmentFault, as_fault, one_line
+from utils.system.errors import EnvironmentFault, as_fault, one_line
 from utils.system.ranks import in_group, local_rank, rank, world_size
 
 POLL_SECONDS = 0.1

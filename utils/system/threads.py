@@ -6,7 +6,7 @@ value that the launcher would have set by itself counts as unset, since nothing 
 
 from collections.abc import Mapping
 
-from utils.errors import UserError
+from utils.system.errors import UserError
 
 VARIABLES = ("MKL_NUM_THREADS", "OMP_NUM_THREADS")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.model_card import as_text
+from utils.system.markdown import as_text
 from utils.tracking.tracker import Confusion, Identity, Line, Media, Page, Picture, Table, Text, Tracker, check_records
 
 ROWS = 100  # of a table that are shown

@@ -1,6 +1,6 @@
 """What a tracker is: where a run's numbers, pictures and tables are shown besides its own directory.
 
-To add one: a subclass of Tracker, a line in `trackers.py` and its name in `utils.config.Tracker`.
+To add one: a subclass of Tracker, a line in `trackers.py` and its name in `utils.config.options.Tracker`.
 """
 
 from abc import ABC, abstractmethod
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from utils.memory import check_memory
+from utils.system.memory import check_memory
 
 MEMORY_PER_BYTE = 10  # of a tracker's files, when they are read back
+SPLITS = ("train", "validation", "test")
 Line = tuple[int, str]  # (step, split) of a line in metrics.jsonl
 
 

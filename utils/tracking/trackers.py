@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import TrainConfig
-from utils.errors import UserError, one_line
-from utils.reading import shown
+from utils.system.errors import UserError, one_line
+from utils.system.reading import shown
 from utils.tracking.tracker import Identity, Tracker
 from utils.tracking.wandb_tracker import check_settings, switched_off
 

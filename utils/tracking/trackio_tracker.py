@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from utils.errors import UserError
+from utils.system.errors import UserError
 from utils.tracking.tracker import Confusion, Identity, Line, Media, Page, Picture, Table, Text, Tracker, check_records
 
 

@@ -16,12 +16,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.errors import UserError, one_line
-from utils.files import check_writable
-from utils.metrics import SPLITS
-from utils.reading import shown
-from utils.runtime import git_remote
-from utils.tracking.tracker import Confusion, Identity, Line, Media, Page, Picture, Table, Text, Tracker, check_records
+from utils.system.errors import UserError, one_line
+from utils.system.files import check_writable
+from utils.system.reading import shown
+from utils.system.runtime import git_remote
+from utils.tracking.tracker import (
+    SPLITS,
+    Confusion,
+    Identity,
+    Line,
+    Media,
+    Page,
+    Picture,
+    Table,
+    Text,
+    Tracker,
+    check_records,
+)
 
 PLACES = 100  # in an optimizer step
 INIT_TIMEOUT = 30  # seconds for the server to take the run

@@ -6,7 +6,7 @@ A launch is what environment.json says of it under the names COMPARED; in a hist
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from utils.reading import is_count, is_text
+from utils.system.reading import is_count, is_text
 
 COMPARED = ("device", "device_name", "world_size", "mixed_precision", "compile", "muon_arithmetic")
 # What a name stood at in versions that did not note it. A name that is missing here too is unknown, and not compared.

@@ -11,8 +11,8 @@ from data.datasets import Dataset, Split, load_dataset
 from data.loaders import DeviceLoader, Steps, TrainLoader
 from data.tensor_augmentation import TensorAugmentation
 from utils.config import TrainConfig
-from utils.errors import UserError, together
-from utils.runtime import default_workers, use_cores
+from utils.system.errors import UserError, raise_on_all_ranks
+from utils.system.runtime import default_workers, use_cores
 
 Backend = Literal["albumentations", "tensor"]
 
@@ -20,7 +20,7 @@ Backend = Literal["albumentations", "tensor"]
 def load_once_per_machine(config: TrainConfig, accelerator: Accelerator) -> Dataset:
     """The data set. One process of each machine decodes it, the others then share what it has stored."""
     for first in (True, False):
-        with together(accelerator):
+        with raise_on_all_ranks(accelerator):
             if accelerator.is_local_main_process == first:
                 data = load_dataset(
                     config.dataset,

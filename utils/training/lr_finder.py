@@ -9,10 +9,10 @@ from pathlib import Path
 from torch import Tensor
 
 from data.loaders import Batch
-from utils.errors import Interrupted, SuiteError
-from utils.files import replacing
-from utils.metrics import RunningMean
+from utils.system.errors import Interrupted, SuiteError
+from utils.system.files import replacing
 from utils.tracking.tracker import Media, Picture, Table
+from utils.training.meters import RunningMean
 from utils.training.preemption import StopRequest
 from utils.training.run import Run
 

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from data.datasets import Dataset
 from models import create_model, model_arguments
 from utils.config import TrainConfig
-from utils.errors import EnvironmentFault, UserError
-from utils.resolution import resolution_phases
+from utils.config.resolution import resolution_phases
+from utils.system.errors import EnvironmentFault, UserError
 from utils.system.launch import ACCUMULATION
 
 

@@ -6,9 +6,10 @@ import sys
 
 import torch
 
-from utils.errors import SuiteError
+from utils.system.errors import SuiteError
+from utils.training.progress import TrainState
 from utils.training.run import Run
-from utils.training.state import FILES, TrainState
+from utils.training.snapshot import FILES
 
 MOST_ROLLBACKS = 10  # of one run: more say that it is not the data of a few steps
 

@@ -1,11 +1,14 @@
 """Statistics of batch norm after a short epoch: taken anew from training images, with the weights as they are."""
 
+import contextlib
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import nn
 
 from data.loaders import to_input
-from utils.resolution import fresh_statistics
 from utils.training.micro_batch import micro_batches
 from utils.training.run import Run
 
@@ -24,7 +27,7 @@ def settle_statistics(run: Run) -> None:
 
     To be called on every rank; the statistics are the mean over the ranks.
     """
-    model, state, accelerator = run.reported, run.state, run.accelerator
+    model, state, accelerator = run.eval_model, run.state, run.accelerator
     layers = [layer for layer in model.modules() if getattr(layer, "running_mean", None) is not None]
     if not layers or run.steps_per_epoch >= SHORT_EPOCH or state.step != run.epoch_end:
         return
@@ -47,3 +50,21 @@ def settle_statistics(run: Run) -> None:
         for name in ("running_mean", "running_var"):
             statistic = getattr(layer, name)
             statistic.copy_(accelerator.reduce(statistic, "mean"))
+
+
+@contextlib.contextmanager
+def fresh_statistics(model: nn.Module, begin: bool) -> Iterator[None]:
+    """Where `begin`, a step in which batch norm forgets its running statistics and takes those of the step's images.
+
+    To be put around the first step on images of another size, whose statistics are others.
+    """
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "running_mean")] if begin else []
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # torch's plain mean over all that follows: over all micro-batches of the step
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from models import classifier
-from utils.config import OptimizerName
-from utils.errors import UserError, suggestion
-from utils.reading import shown
+from utils.config.options import OptimizerName
+from utils.system.errors import UserError, suggestion
+from utils.system.reading import shown
 from utils.training.muon import Muon, muon_arithmetic
 
 STEP = "step"  # a single number; everything else that an optimizer keeps of a parameter has its shape

@@ -15,7 +15,7 @@ import torch
 import torch.distributed
 from accelerate import Accelerator
 
-from utils.errors import leave
+from utils.system.errors import leave
 from utils.system.ranks import rank
 
 HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none

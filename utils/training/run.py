@@ -13,25 +13,27 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from data.datasets import Dataset, Split
-from data.loaders import DeviceLoader, EvaluationLoader, TrainLoader
+from data.loaders import DeviceLoader, EvaluationLoader, TrainLoader, to_input
 from models import model_arguments
-from utils.checkpoint import ModelConfig
+from models.saved import ModelConfig
+from models.summary import describe_model
 from utils.config import TrainConfig
-from utils.errors import one_line
-from utils.evaluation import predict
-from utils.metrics import RunningMean, Scores, score
-from utils.model_summary import describe_model
-from utils.resolution import Phase, phase_at, resolution_phases
-from utils.rundir import RunDirectory
+from utils.config.resolution import Phase, phase_at, resolution_phases
+from utils.evaluation.predict import predict
+from utils.evaluation.scores import Scores, score
+from utils.runs.directory import RunDirectory
+from utils.system.errors import one_line
 from utils.tracking.tracker import Text, Tracker
 from utils.training.averaging import Ema, Lookahead
 from utils.training.launches import Launch, difference, launch_of, with_launch
 from utils.training.loading import worker_count
 from utils.training.machine_use import MachineUse
+from utils.training.meters import RunningMean
 from utils.training.mixing import Mixing
 from utils.training.profiling import StepProfiler
+from utils.training.progress import TrainState
 from utils.training.schedules import learning_rate_factor
-from utils.training.state import TrainState, pack, unpack
+from utils.training.snapshot import pack, unpack
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Run:
 
     Attributes:
         model: the bare model. Its forward computes in the precision of the launch.
-        trained: the same model as gradients see it: in DDP and compiled, where asked for; from prepare() on.
+        ddp_model: the same model as gradients see it: in DDP and compiled, where asked for; from prepare() on.
         micro_batch_size: images per process and forward pass; None: all of the process's part.
         mean, std: of the training images, (3,), on the device.
         window, epoch_sums: of the loss and accuracy since the last training line, and in the epoch up to it.
@@ -62,7 +64,7 @@ class Run:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     micro_batch_size: int | None
-    trained: nn.Module = field(init=False)
+    ddp_model: nn.Module = field(init=False)
     mean: Tensor = field(init=False)
     std: Tensor = field(init=False)
     machine_use: MachineUse = field(init=False)
@@ -120,7 +122,7 @@ class Run:
     def prepare(self) -> None:
         """Hands model and optimizer to Accelerate: device, precision, DDP, compilation."""
         self.directory.track(self._show_model)
-        self.trained, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        self.ddp_model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         if self.ema:
             self.accelerator.prepare_model(self.ema.model, evaluation_mode=True)
 
@@ -129,7 +131,7 @@ class Run:
             tracker.show({"model_summary": Text(describe_model(self.model, self.data.image_size))}, step=0)
 
     @property
-    def reported(self) -> nn.Module:
+    def eval_model(self) -> nn.Module:
         """The model that is evaluated and exported."""
         return self.ema.model if self.ema else self.model
 
@@ -223,14 +225,12 @@ class Run:
             num_workers=worker_count(self.config, accelerator) if decodes else 0,
             pin_memory=decodes and accelerator.device.type == "cuda",
         )
+        resolution = self.last_phase.size
         logits = predict(
             accelerator,
-            self.reported,
+            self.eval_model,
             loader,
-            self.mean,
-            self.std,
-            self.config.channels_last,
-            self.model_config.resolution,
+            lambda images: to_input(images, self.mean, self.std, self.config.channels_last, resolution),
             tta,
             progress="evaluating",
             between_batches=between_batches,

@@ -2,7 +2,7 @@
 
 import math
 
-from utils.errors import UserError
+from utils.system.errors import UserError
 
 SCHEDULES = ("onecycle", "cosine", "linear", "step", "constant")
 SHORT = 10  # steps: a shorter run would skip a onecycle peak that lies between two of them

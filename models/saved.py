@@ -1,0 +1,217 @@
+"""The exported model: config.json and model.safetensors, all that is needed to predict.
+
+Neither is ever executed, and either may come from a stranger: memory is taken for what was found to fit, and whatever
+is wrong ends in one line.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from models import create_model
+from utils.config.options import LARGEST_IMAGE
+from utils.evaluation.tta import TTA
+from utils.system.errors import UserError, one_line
+from utils.system.files import replace_file, to_json
+from utils.system.memory import check_memory, forward_memory
+from utils.system.reading import MOST_BYTES, MOST_SHOWN, check_size, is_number, is_text, parse_json, read_file, shown
+
+FORMAT_VERSION = 2  # of an exported model and of a checkpoint
+WEIGHTS = "model.safetensors"
+# What a broken or foreign safetensors file can end in; the last three come from torch, for shapes and kinds of numbers.
+UNREADABLE = (SafetensorError, ValueError, LookupError, TypeError, RuntimeError, OverflowError)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that is needed to predict: model/config.json.
+
+    Attributes:
+        image_size: side of the data set's images in pixels.
+        mean, std: per channel, on a scale of 0 to 1.
+        resolution: the side to which the model wants them scaled; unset: image_size.
+        tta: test-time augmentation that the model is reported with.
+    """
+
+    architecture: str
+    arguments: dict[str, Any]
+    class_names: tuple[str, ...]
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resolution: int | None = None
+    tta: str = "none"
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def input_size(self) -> int:
+        """Side in pixels of what the model is given."""
+        return self.resolution or self.image_size
+
+    def create_model(self) -> nn.Module:
+        return create_model(self.architecture, len(self.class_names), **self.arguments)
+
+    def without_weights(self) -> nn.Module:
+        """The model as it is described, without memory for its weights."""
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # initial values that cannot be drawn without memory
+            return self.create_model().eval()
+
+    def to_bytes(self) -> bytes:
+        return to_json(dataclasses.asdict(self))
+
+
+def export_model(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+    """Writes config.json and model.safetensors; each is replaced in one step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / "config.json", config.to_bytes())
+    replace_file(folder / WEIGHTS, tensors_to_bytes(weights))  # last: who finds them finds a whole model
+
+
+def load_model(folder: Path) -> tuple[nn.Module, ModelConfig]:
+    """The model of an exported folder (or of a checkpoint), on the CPU in eval mode.
+
+    It is built for its weights, not before: what config.json describes is compared with the file of the weights first.
+    Raises UserError naming the file where something is missing, damaged or does not fit.
+    """
+    config, path = read_model_config(folder), folder / WEIGHTS
+    described = config.without_weights()
+    _check_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no dict)
+            _check_shapes(described, shapes, path)
+            held = sum(tensor.nbytes for tensor in (*described.parameters(), *described.buffers()))
+            check_memory(2 * held, str(folder))  # the model and its weights
+            check_memory(forward_memory(described, config.input_size), str(folder))
+            weights = {name: file.get_tensor(name) for name in shapes}
+    except UNREADABLE as error:
+        raise UserError(f"{path}: not a safetensors file ({one_line(error)})") from error
+    model = config.create_model()
+    load_weights(model, weights, path)
+    return model.eval(), config
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    path = folder / "config.json"
+    return parse_model_config(read_file(path), path)
+
+
+def parse_model_config(content: bytes, path: Path) -> ModelConfig:
+    """The model config in a file's content. Raises UserError naming its path."""
+    values = parse_json(content, path)
+    check_version(values.get("format_version"), path)
+    try:
+        for name in ("class_names", "mean", "std"):
+            if not isinstance(values[name], list):
+                raise ValueError(f"{name} is not a list")
+            values[name] = tuple(values[name])
+        config = ModelConfig(**values)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a model config ({shown(one_line(error))})") from error
+    if problem := _misfit(config):
+        raise UserError(f"{path}: not a model config ({problem})")
+    return config
+
+
+def check_version(version: Any, path: Path) -> None:
+    """Raises UserError unless a file is of this format version or an older one."""
+    if type(version) is not int or version < 1:
+        raise UserError(f"{path}: not a model config or checkpoint of this suite (format version {shown(version)})")
+    if version > FORMAT_VERSION:
+        raise UserError(f"{path}: format version {version} is newer than this program's {FORMAT_VERSION}")
+
+
+def _misfit(config: ModelConfig) -> str | None:
+    """What in a model config is not of the form that ModelConfig says; None if nothing is."""
+    if not (isinstance(config.architecture, str) and len(config.architecture) <= MOST_SHOWN):
+        return "architecture is a name"
+    if not isinstance(config.arguments, dict):
+        return "arguments are a mapping"
+    if {"name", "num_classes"} & config.arguments.keys():
+        return "arguments are those that class_names do not decide"
+    if not config.class_names or not all(is_text(name) for name in config.class_names):
+        return "class_names are texts, at least one"
+    if len(set(config.class_names)) < len(config.class_names):
+        return "class_names are not all different"
+    for name in ("image_size", "resolution"):
+        side = getattr(config, name)
+        if not (type(side) is int and 1 <= side <= LARGEST_IMAGE) and (name, side) != ("resolution", None):
+            return f"{name} is {shown(side)}, not a number of pixels up to {LARGEST_IMAGE}"
+    if config.tta not in TTA:
+        return f"tta is one of {', '.join(TTA)}"
+    for values in (config.mean, config.std):
+        if len(values) != 3 or not all(is_number(value) for value in values):
+            return "mean and std are three numbers each"
+    return None if min(config.std) > 0 else "std is greater than 0"
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Puts weights into a model. Raises UserError naming what does not fit."""
+    check_weights(model, weights, source)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:  # numbers of a kind that torch cannot convert
+        raise UserError(f"{source}: the weights do not fit the model ({one_line(error)})") from error
+
+
+def check_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Raises UserError naming what in weights does not fit a model: names, shapes, kinds of numbers."""
+    _check_shapes(model, {name: tuple(tensor.shape) for name, tensor in weights.items()}, source)
+    for name, mine in model.state_dict().items():
+        kind = weights[name].dtype
+        if kind != mine.dtype and not (kind.is_floating_point and mine.dtype.is_floating_point):
+            raise UserError(f"{source}: the weights do not fit the model ({name} is {kind}, in the model {mine.dtype})")
+
+
+def _check_shapes(model: nn.Module, shapes: Mapping[str, Sequence[int]], source: Path) -> None:
+    """Raises UserError unless a file has the tensors of a model, each of its shape."""
+    mine = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    problems = [f"{name} is missing" for name in mine if name not in shapes]
+    problems += [f"the model has no {shown(name)}" for name in shapes if name not in mine]
+    problems += [
+        f"{name} is {_sides(shapes[name])}, in the model {_sides(shape)}"
+        for name, shape in mine.items()
+        if name in shapes and tuple(shapes[name]) != shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"{source}: the weights do not fit the model ({'; '.join(problems[:3])}{more})")
+
+
+def _sides(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "a single number"
+
+
+def tensors_to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def tensors_from_bytes(content: bytes, source: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises UserError naming it."""
+    _check_header_size(content[:8], source)
+    try:
+        return safetensors.torch.load(content)
+    except UNREADABLE as error:
+        raise UserError(f"{source}: not a safetensors file ({one_line(error)})") from error
+
+
+def _check_header(path: Path) -> None:
+    """Raises UserError for a safetensors file that cannot be opened within the memory there is."""
+    check_size(path, most=None)
+    with open(path, "rb") as file:
+        _check_header_size(file.read(8), path)
+
+
+def _check_header_size(start: bytes, source: Path) -> None:
+    """The first 8 bytes of a safetensors file say how long the JSON is that follows."""
+    if len(start) < 8 or int.from_bytes(start, "little") > MOST_BYTES:
+        raise UserError(f"{source}: not a safetensors file (its header is cut off or too long)")

@@ -1,0 +1,1 @@
+"""Class activation maps: methods, layers, maps and how faithful they are."""

@@ -1,0 +1,102 @@
+"""Class activation maps of many images (Selvaraju et al. 2017, arXiv:1610.02391, and those who came after)."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from utils.analysis.cam.layers import CamLayer
+from utils.analysis.cam.methods import AUG_SMOOTH_COST, CLASSLESS, forward_passes, opened, targets
+
+BATCH_PIXELS = 50 * 32 * 32  # of a batch, whose activations and gradients are held at once
+TIMED_BATCH = 16  # images
+
+
+@dataclass(frozen=True)
+class Cam:
+    """A method of the grad-cam library at a layer.
+
+    Attributes:
+        name: of the method.
+        aug_smooth: the mean over mirrored and brighter or darker images is taken.
+        eigen_smooth: the first principal component of the weighted activations is taken, and not their sum.
+    """
+
+    name: str
+    method: type
+    layer: CamLayer
+    aug_smooth: bool = False
+    eigen_smooth: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.layer.name}"
+
+    @property
+    def knows_classes(self) -> bool:
+        """Whether it shows what speaks for a class, or what stands out whichever class is asked about."""
+        return self.name not in CLASSLESS
+
+
+@torch.enable_grad()
+def class_maps(model: nn.Module, cam: Cam, inputs: Tensor, classes: Sequence[int]) -> np.ndarray:
+    """Maps, float32 (N, H, W) at the size of the inputs, of what speaks for one class in each image.
+
+    Each map is scaled to 0..1 by itself, so that maps show where and not how much; a map that is zero everywhere found
+    no positive evidence. The same call gives the same maps. A slow method says what it will cost and shows progress.
+
+    Args:
+        model: float32, in eval mode, not compiled.
+        inputs: normalised images (N, 3, H, W) on the model's device.
+        classes: the class to explain for each image.
+    """
+    count, _, height, width = inputs.shape
+    smoothing = {"eigen_smooth": cam.eigen_smooth} | ({"aug_smooth": True} if cam.aug_smooth else {})
+    maps = [np.empty((0, height, width), np.float32)]
+    with opened(cam.method, model, cam.layer) as compute, _seeded():
+        passes = forward_passes(compute, cam.layer, inputs)
+        slow = passes > 1 and count > 0
+        if slow:
+            _announce(model, cam, inputs, passes)
+        step = 1 if slow else max(1, BATCH_PIXELS // (height * width))  # for one image ScoreCAM already holds hundreds
+        bar = tqdm(range(0, count, step), str(cam), leave=False, unit=" maps", disable=None if slow else True)
+        for start in bar:
+            part = slice(start, start + step)
+            goals = targets(cam.method, model, inputs[part], classes[part])
+            maps.append(compute(input_tensor=inputs[part], targets=goals, **smoothing))
+    model.zero_grad(set_to_none=True)
+    return np.concatenate(maps)
+
+
+@torch.no_grad()
+def _announce(model: nn.Module, cam: Cam, inputs: Tensor, passes: int) -> None:
+    """Prints what the maps of these inputs will cost, by the time of one small batch."""
+    batch = inputs[:1].repeat(TIMED_BATCH, 1, 1, 1)
+    model(batch)
+    start = time.perf_counter()
+    model(batch).cpu()
+    if cam.aug_smooth:
+        passes *= AUG_SMOOTH_COST
+    seconds = (time.perf_counter() - start) / TIMED_BATCH * passes * len(inputs)
+    tqdm.write(f"{cam}: {passes} forward passes per map, about {_duration(seconds)} for {len(inputs)} maps")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{max(1, seconds):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
+
+
+@contextlib.contextmanager
+def _seeded() -> Iterator[None]:
+    """NumPy's global generator, from which RandomCAM and KPCA_CAM draw, from the same state each time."""
+    state = np.random.get_state()  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002

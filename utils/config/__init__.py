@@ -1,0 +1,3 @@
+"""The options of both scripts."""
+
+from utils.config.options import AnalyzeConfig, TrainConfig

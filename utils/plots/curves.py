@@ -1,0 +1,69 @@
+"""Learning curves from the lines of metrics.jsonl."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+
+from utils.plots.figures import COLOURS, new_figure
+
+LOG_SCALE_FROM = 20.0  # a loss that varies by more is drawn on a log scale
+
+
+class Point(NamedTuple):
+    """Mean loss per image and accuracy (0 to 1) of one split in one epoch (from 1)."""
+
+    epoch: int
+    loss: float
+    accuracy: float
+
+
+def epoch_curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Point]]:
+    """One curve per split that was scored, in the order train, validation, test.
+
+    A training line covers the images since the line before it, so an epoch's mean weights its lines by their images.
+    Of several test lines in an epoch the last one counts. The first runs did not note how many images a line covers:
+    theirs weigh the same.
+    """
+    sums: dict[int, np.ndarray] = {}
+    scored: dict[str, dict[int, Point]] = {"train": {}, "validation": {}, "test": {}}
+    for row in rows:
+        epoch = row["epoch"]
+        if row["split"] != "train":
+            scored[row["split"]][epoch] = Point(epoch, row["loss"], row["accuracy"])
+            continue
+        sums[epoch] = sums.get(epoch, 0) + row.get("images", 1) * np.array([row["loss"], row["accuracy"], 1.0])
+        loss, accuracy, weight = sums[epoch].tolist()
+        scored["train"][epoch] = Point(epoch, loss / weight, accuracy / weight)
+    return {split: list(points.values()) for split, points in scored.items() if points}
+
+
+def curves_figure(curves: dict[str, list[Point]]) -> Figure:
+    """Loss and accuracy per epoch, one line per split."""
+    figure = new_figure(5.4, 5.8)
+    loss, accuracy = figure.subplots(2, sharex=True)
+    for split, points in curves.items():
+        epochs = [point.epoch for point in points]
+        style = {"color": COLOURS[split], "marker": "o", "markersize": 3}
+        loss.plot(epochs, [point.loss for point in points], label=f"{split} ({points[-1].loss:.3f})", **style)
+        accuracy.plot(
+            epochs, [point.accuracy for point in points], label=f"{split} ({points[-1].accuracy:.1%})", **style
+        )
+    losses = [point.loss for points in curves.values() for point in points]
+    if losses and 0 < min(losses) < max(losses) / LOG_SCALE_FROM:
+        loss.set_yscale("log")
+        loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        loss.yaxis.set_major_formatter("{x:g}")
+        loss.yaxis.set_minor_formatter(NullFormatter())
+    loss.set(title="Loss", ylabel="cross-entropy per image" + (", log scale" if loss.get_yscale() == "log" else ""))
+    accuracy.set(title="Accuracy", xlabel="epoch", ylabel="share of images classified right")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
+    accuracy.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    accuracy.set_xlim(0.5, max((point.epoch for points in curves.values() for point in points), default=1) + 0.5)
+    for axes in (loss, accuracy):
+        axes.grid(alpha=0.3)
+        if curves:
+            axes.legend(title="split (last value)")
+    return figure

@@ -1,0 +1,154 @@
+"""A trained model as others use it: from a folder or from the Hugging Face Hub, from images to probabilities."""
+
+import os
+from collections.abc import Iterable, Mapping, Set
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from huggingface_hub import ModelHubMixin, snapshot_download
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from data.images import as_square, read_image
+from data.loaders import to_input
+from models.saved import WEIGHTS, ModelConfig, export_model, load_model
+from utils.evaluation.tta import tta_logits
+from utils.system.errors import UserError, one_line
+from utils.system.reading import check_files
+
+FILES = ["config.json", WEIGHTS]
+PIXELS = 256 * 32 * 32  # in one forward pass
+
+ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
+OneArray = np.ndarray[tuple[int, int] | tuple[int, int, int], Any]
+ArrayOfMany = np.ndarray[tuple[int, int, int, int], Any]
+CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+TAKEN = (
+    "predict takes an image (a path, a PIL image or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)), "
+    "a sequence of images, or a uint8 array (N, H, W, 3)"
+)
+
+
+class ImageClassifier(
+    nn.Module, ModelHubMixin, library_name="pytorch", pipeline_tag="image-classification", tags=["image-classification"]
+):
+    """A model together with its preprocessing and the test-time augmentation that it is reported with.
+
+        classifier = ImageClassifier.from_pretrained("runs/resnet18/model")    # or its name on the Hub
+        classifier.predict("photo.png")                                        # {"cat": 0.93, "dog": 0.05, ...}
+        classifier.predict(["photo.png", "other.png"])                         # a list of two such dictionaries
+
+    The weights are those of model.safetensors under `model`. PyTorchModelHubMixin is not used: it would fall back to a
+    pickle, which can hold code.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, model_config: ModelConfig):
+        super().__init__()
+        self.model, self.model_config = model, model_config
+        self.register_buffer("mean", torch.tensor(model_config.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(model_config.std), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, float32 (N, classes), of uint8 RGB images (N, S, S, 3), where S is the data set's image_size."""
+        size, tta = self.model_config.input_size, self.model_config.tta
+        return tta_logits(self.model, to_input(images, self.mean, self.std, channels_last=False, size=size), tta)
+
+    @overload
+    def predict(self, images: str | os.PathLike[str] | Image.Image | OneArray) -> dict[str, float]: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def predict(self, images: ArrayOfMany | Iterable[ImageLike]) -> list[dict[str, float]]: ...
+
+    def predict(self, images: Any) -> dict[str, float] | list[dict[str, float]]:
+        """The probability of every class by its name, the most probable first: of one image, or a list of them of many.
+
+        Args:
+            images: one image: a path, a PIL image or a uint8 array, RGB (H, W, 3), grey (H, W) or (H, W, 1), or RGBA
+                (H, W, 4). Or many: a list or another iterable of such images, or a uint8 array (N, H, W, 3).
+
+        Images may be of any size: the shorter side is scaled to the size of the training images and the middle is cut
+        out. As in files, grey becomes RGB and what is transparent is shown on white.
+
+        Raises UserError for a file that is not a readable image, and TypeError (of what kind) or ValueError (of what
+        shape) for everything else that is not one; the line says what is taken and what was given.
+        """
+        size = self.model_config.image_size
+        if not _are_many(images):
+            return self._probabilities([_square(images, size, "it got")])[0]
+        return self._probabilities(
+            [_square(image, size, f"image {position} is") for position, image in enumerate(images)]
+        )
+
+    @torch.no_grad()
+    def _probabilities(self, squares: list[np.ndarray]) -> list[dict[str, float]]:
+        """Of uint8 RGB images (image_size, image_size, 3)."""
+        count = max(1, PIXELS // self.model_config.image_size**2)
+        batches = [torch.from_numpy(np.stack(squares[at : at + count])) for at in range(0, len(squares), count)]
+        rows = [row for batch in batches for row in self(batch).softmax(1).tolist()]
+        named = [zip(self.model_config.class_names, row, strict=True) for row in rows]
+        return [dict(sorted(pairs, key=lambda pair: -pair[1])) for pairs in named]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **download: Any) -> "ImageClassifier":
+        """From a folder or, with snapshot_download's arguments, from the Hub; on the CPU in eval mode.
+
+        The mixin's own method would read config.json before anybody has looked at what it is. Raises UserError for
+        whatever is wrong with the files, which may come from a stranger.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(str(pretrained_model_name_or_path), allow_patterns=FILES, **download))
+        check_files(folder, FILES, "model")
+        return cls(*load_model(folder))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        export_model(save_directory, self.model_config, self.model.state_dict())
+
+
+def _are_many(images: Any) -> bool:
+    """Whether this is meant as many images. Letters of a path, rows of an array and keys of a mapping are none."""
+    if isinstance(images, np.ndarray):
+        return images.ndim == 4
+    single = (str, bytes, bytearray, os.PathLike, Image.Image, Tensor, Mapping, Set)
+    return isinstance(images, Iterable) and not isinstance(images, single)
+
+
+def _square(image: Any, size: int, place: str) -> np.ndarray:
+    """An image as those of a folder are read: uint8 RGB (size, size, 3).
+
+    Args:
+        place: how a message begins to say what was given.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        try:
+            return read_image(Path(image), size)
+        except UserError as error:
+            raise UserError(str(error).removeprefix("data_dir: ")) from error
+    if not isinstance(image, Image.Image):
+        image = _from_array(image, place)
+    if not all(image.size):
+        raise ValueError(f"{TAKEN}; {place} a PIL image of {image.width} x {image.height} pixels")
+    try:
+        return as_square(ImageOps.exif_transpose(image), size)
+    except Exception as error:  # on damaged files, which it reads only now, Pillow raises errors of almost every kind
+        raise ValueError(f"{TAKEN}; {place} a PIL image that cannot be read ({one_line(error)})") from error
+
+
+def _from_array(array: Any, place: str) -> Image.Image:
+    """Of a uint8 array; raises TypeError or ValueError for what is none, or has another shape than TAKEN says."""
+    if isinstance(array, (np.ndarray, Tensor)):
+        kind = "torch tensor" if isinstance(array, Tensor) else "array"
+        given = f"{place} a {str(array.dtype).removeprefix('torch.')} {kind} {tuple(array.shape)}"
+    else:
+        given = f"{place} an object of type {type(array).__name__}"
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
+        raise TypeError(f"{TAKEN}; {given}")
+    grey, has_channels = array.ndim == 2, array.ndim == 3 and array.shape[2] in CHANNELS
+    if not array.size or not (grey or has_channels):
+        raise ValueError(f"{TAKEN}; {given}")
+    return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)

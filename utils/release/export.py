@@ -1,0 +1,110 @@
+"""The model as a program for other runtimes, with its preprocessing inside, and checked against the checkpoint."""
+
+import io
+import json
+import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from utils.release.classifier import ImageClassifier
+from utils.system.errors import SuiteError, UserError, one_line
+from utils.system.files import replace_file
+
+FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
+TOLERANCE = 1e-4  # of a logit, relative to the largest one; rounding leaves about a hundredth of it
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file in model/, and the largest difference of its logits from the checkpoint's over `count` images."""
+
+    kind: str
+    file: str
+    difference: float
+    count: int
+
+
+def check_packages(kinds: Sequence[str]) -> None:
+    """Raises UserError naming what an export needs and is not installed."""
+    for kind in kinds:
+        if missing := [package for package in PACKAGES[kind] if find_spec(package) is None]:
+            raise UserError(f"export: {kind} needs {', '.join(missing)}; pip install -r requirements-optional.txt")
+
+
+def export_programs(folder: Path, kinds: Sequence[str], images: Tensor) -> list[Exported]:
+    """Writes the model of `folder` beside its weights, as ONNX and with torch.export.
+
+    Each program maps `images`, uint8 RGB (N, S, S, 3) for any N, to `logits`, float32 (N, classes), as
+    utils.release.classifier.ImageClassifier does, and carries the class names: in ONNX as metadata `class_names`
+    (JSON), in model.pt2 as the extra file class_names.json.
+
+    Args:
+        images: at least one of them, for the check.
+
+    Raises SuiteError, and writes nothing, where a program cannot be made or its logits are not the checkpoint's.
+    """
+    classifier = ImageClassifier.from_pretrained(folder)
+    with torch.no_grad():
+        expected = classifier(images)
+    with _one_line_of("torch.export"):
+        example = torch.zeros(2, *images.shape[1:], dtype=torch.uint8)
+        batch = torch.export.Dim("batch", min=1)
+        program = torch.export.export(classifier, (example,), dynamic_shapes={"images": {0: batch}})
+    contents, found = {}, []
+    for kind in dict.fromkeys(kinds):
+        with _one_line_of(kind):
+            write, run = {"onnx": (_write_onnx, _run_onnx), "torch": (_write_torch, _run_torch)}[kind]
+            contents[kind] = write(program, json.dumps(classifier.model_config.class_names))
+            logits = torch.cat([run(contents[kind], images[:1]), run(contents[kind], images)])
+        difference = (logits - torch.cat([expected[:1], expected])).abs().max().item()
+        if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
+            raise SuiteError(
+                f"export: the logits of {FILES[kind]} differ from the checkpoint's by up to {difference:.2g}"
+            )
+        found.append(Exported(kind, FILES[kind], difference, len(images)))
+    for kind, content in contents.items():
+        replace_file(folder / FILES[kind], content)
+    return found
+
+
+@contextmanager
+def _one_line_of(step: str):
+    """Exporters raise errors of every kind for a model that they cannot take; and they warn about themselves."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:
+        raise SuiteError(f"export: {step} failed ({type(error).__name__}: {one_line(error)[:300]})") from error
+
+
+def _write_onnx(program: torch.export.ExportedProgram, class_names: str) -> bytes:
+    made: Any = torch.onnx.export(program, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False)
+    made.model.metadata_props["class_names"] = class_names
+    return made.model_proto.SerializeToString()
+
+
+def _run_onnx(content: bytes, images: Tensor) -> Tensor:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+def _write_torch(program: torch.export.ExportedProgram, class_names: str) -> bytes:
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={"class_names.json": class_names})
+    return file.getvalue()
+
+
+def _run_torch(content: bytes, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.export.load(io.BytesIO(content)).module()(images)

@@ -1,0 +1,124 @@
+"""README.md of model/: the model card as the Hugging Face Hub reads it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.saved import ModelConfig
+from utils.config.options import to_yaml
+from utils.evaluation.scores import accuracy_interval
+from utils.release.export import Exported
+from utils.system.markdown import as_text
+
+TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+# Of each data set: its name on the Hub, where it is there, and what it is.
+DATASETS = {
+    "cifar10": ("uoft-cs/cifar10", "CIFAR-10"),
+    "cifar100": ("uoft-cs/cifar100", "CIFAR-100"),
+    "digits": (None, "The handwritten digits of scikit-learn, 8×8 grey pixels, enlarged"),
+}
+
+
+@dataclass(frozen=True)
+class CardData:
+    """The data set of a model card: its name among ours, the folder it was read from, the images of each split.
+
+    Attributes:
+        test_counts: test images of each class.
+    """
+
+    name: str
+    folder: Path
+    train: int
+    validation: int
+    test_counts: Sequence[int]
+
+    @property
+    def hub_name(self) -> str | None:
+        return DATASETS.get(self.name, (None, ""))[0]
+
+    @property
+    def description(self) -> str:
+        """What it is; of an image folder its own name alone, since the card may become public."""
+        if self.needs_folder:
+            return f"Images of the folder {self.folder.name}"
+        return DATASETS.get(self.name, (None, self.name))[1]
+
+    @property
+    def test(self) -> int:
+        return sum(self.test_counts)
+
+    @property
+    def needs_folder(self) -> bool:
+        return self.name == "imagefolder"
+
+
+def model_card(
+    name: str,
+    location: str,
+    config: ModelConfig,
+    data: CardData,
+    summary: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    exported: Sequence[Exported] = (),
+    picture: str | None = None,
+) -> str:
+    """The text of the card. It names no path of this machine.
+
+    Args:
+        name: of the model.
+        location: where the code examples find it.
+        summary, environment: as in summary.json and environment.json.
+        recipe: the options that make it this run.
+        exported: the programs beside the weights.
+        picture: file of the learning curves beside the card.
+    """
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    result: dict[str, Any] = {
+        "task_type": "image-classification",
+        "dataset_type": data.hub_name or data.name,
+        "dataset_name": data.description,
+        "dataset_split": "test",
+    }
+    correct = round(summary["test_accuracy"] * summary["test_count"])
+    low, high = accuracy_interval(correct, summary["test_count"])
+    card_data = ModelCardData(
+        model_name=name,
+        library_name="pytorch",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "model_hub_mixin", *("onnx" for program in exported if program.kind == "onnx")],
+        datasets=[data.hub_name] if data.hub_name else None,
+        metrics=["accuracy"],
+        eval_results=[
+            EvalResult(**result, metric_type="accuracy", metric_value=summary["test_accuracy"]),
+            EvalResult(**result, metric_type="loss", metric_value=summary["test_loss"], metric_name="cross-entropy"),
+        ],
+    )
+    names = [as_text(class_name) for class_name in config.class_names]
+    card = ModelCard.from_template(
+        card_data,
+        template_path=str(TEMPLATE),
+        title=as_text(name),
+        location=location,
+        architecture=as_text(config.architecture),
+        classes=list(zip(names, data.test_counts, summary["per_class_accuracy"].values(), strict=True)),
+        size=config.image_size,
+        input_size=config.input_size,
+        tta=config.tta,
+        data=data,
+        description=as_text(data.description),
+        summary=summary,
+        correct=correct,
+        low=low,
+        high=high,
+        recipe=to_yaml(dict(recipe)),
+        environment=environment,
+        versions=", ".join(f"{package} {number}" for package, number in environment.get("versions", {}).items()),
+        exported=exported,
+        picture=picture,
+        percent=lambda share: f"{share:.2%}",
+    )
+    return f"{card}\n"

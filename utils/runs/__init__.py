@@ -1,0 +1,1 @@
+"""A run on disk: the one place that distrusts what it reads."""

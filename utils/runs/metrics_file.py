@@ -1,0 +1,93 @@
+"""metrics.jsonl: written line by line, and read as what a stranger may have made."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from utils.system.files import naming
+from utils.system.memory import check_memory
+from utils.system.reading import check_size
+from utils.tracking.tracker import SPLITS
+
+LARGEST_COUNT = 10**15  # of steps, epochs or images
+LONGEST_LINE = 64 * 1024  # bytes of metrics.jsonl
+MEMORY_PER_BYTE = 20  # of metrics.jsonl, when its lines are values
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, append-only; only a resume cuts off what its checkpoint does not know.
+
+    What a full or lost disk does not take is kept, and written as soon as it does.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._unwritten = b""
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Raises OSError where the line could not be written yet."""
+        self._unwritten += json.dumps(row).encode() + b"\n"
+        with self._file() as file:
+            self._write(file)
+
+    def size(self) -> int:
+        """Bytes on the disk, after waiting for all lines to be there. Raises OSError where one is not."""
+        with self._file() as file:
+            self._write(file)
+            os.fsync(file.fileno())
+            return file.tell()
+
+    @contextlib.contextmanager
+    def _file(self) -> Iterator[FileIO]:
+        with naming(self.path), open(self.path, "ab", buffering=0) as file:
+            yield file
+
+    def _write(self, file: FileIO) -> None:
+        while self._unwritten:  # a disk that fills up takes a part of a line, and the rest later
+            self._unwritten = self._unwritten[file.write(self._unwritten) :]
+
+    def take(self, origin: Path, size: int) -> None:
+        """Begins with the first `size` bytes of another run's file."""
+        check_memory(MEMORY_PER_BYTE * size, str(origin))
+        with open(origin, "rb") as source, open(self.path, "wb") as file:
+            while block := source.read(min(size - file.tell(), 2**20)):
+                file.write(block)
+
+    def truncate(self, size: int) -> None:
+        """Cuts off what is beyond `size` bytes; a shorter file stays as it is."""
+        with open(self.path, "ab") as file:
+            file.truncate(min(size, file.tell()))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows; a line that a crash left unfinished, or that is none of this suite's, is skipped."""
+        if not self.path.exists():
+            return
+        check_memory(MEMORY_PER_BYTE * check_size(self.path, most=None), str(self.path))
+        with open(self.path, "rb") as file:
+            while line := file.readline(LONGEST_LINE):
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError):
+                    continue
+                if _is_row(row):
+                    yield row
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a line is of metrics.jsonl: every value is a number but the split, and those that all lines have are."""
+    if not isinstance(row, dict) or row.get("split") not in SPLITS:
+        return False
+    numbers = {name: value for name, value in row.items() if name != "split"}
+    if not all(type(value) in (int, float) and 0 <= value <= 1e30 for value in numbers.values()):
+        return False
+    counts = [numbers.get("step"), numbers.get("epoch"), numbers.get("images", 1)]
+    needed = {"loss", "accuracy"} | ({"lr"} if row["split"] == "train" else set())
+    return (
+        all(type(count) is int and 1 <= count <= LARGEST_COUNT for count in counts)
+        and needed <= numbers.keys()
+        and numbers["accuracy"] <= 1
+    )

@@ -1,0 +1,197 @@
+"""Errors as part of the interface: one clear line on stderr, an exit code, no traceback.
+
+Exit codes: 2 for what a user can get wrong, 1 for faults of the environment (disk, network, a dead peer),
+128 + signal for a stop by signal. A traceback means a bug of ours, or `--debug`.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from utils.system.ranks import in_group, local_rank, rank, world_size
+from utils.system.secrets import without_secrets
+from utils.system.streams import keep_streams
+
+
+class SuiteError(Exception):
+    """Ends the program with its message as one line and `exit_code`.
+
+    `silent` is set on the ranks that learned of the error from another rank, so that the line is printed once.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, silent: bool = False):
+        super().__init__(message)
+        self.silent = silent
+
+
+class UserError(SuiteError):
+    """Something that the user can put right: an option, a file, a folder."""
+
+    exit_code = 2
+
+
+class EnvironmentFault(SuiteError):
+    """Something around the program failed: disk, network, another process."""
+
+    exit_code = 1
+
+
+class Interrupted(BaseException):
+    """A stop signal was answered: everything is saved, the program ends with 128 + `signum`."""
+
+    def __init__(self, signum: int, message: str = ""):
+        super().__init__(message)
+        self.signum = signum
+
+
+LONGEST_LINE = 4000  # characters
+WAIT_FOR_FIRST_RANK = 10.0  # seconds; processes of one machine start and fail within less
+# What torch and NumPy say where there is not enough of it.
+OUT_OF_MEMORY = re.compile(r"out of memory|allocate memory|unable to allocate", re.IGNORECASE)
+OUT_OF_SHARED_MEMORY = re.compile(r"shared memory|</torch_")
+DEAD_WORKER = re.compile(r"DataLoader worker \(pid.* (?:is killed by signal: (.+?)\.|exited unexpectedly)")
+
+# What the communication back ends say when the process at the other end is gone.
+LOST_PEER = re.compile(
+    r"connection (closed|reset|refused)|broken pipe|socket closed|timed out|timeout|no route to host"
+    r"|nccl.*(abort|remote)|failed to recv|DistStoreError|DistNetworkError|recvValue failed",
+    re.IGNORECASE,
+)
+
+
+def one_line(message: object) -> str:
+    """The message without its line breaks; from a data-loader worker's report, the error itself.
+
+    What comes from a file may be of any length and hold anything: it is cut off, and what would command the terminal is
+    written out.
+    """
+    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+    if any(line.startswith("Caught ") and "worker process" in line for line in lines):
+        lines = [re.sub(r"^[\w.]*(Error|Fault): ", "", lines[-1])]
+    text = " ".join(lines)
+    text = text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}..."
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def nearest(name: str, allowed: Sequence[str]) -> str | None:
+    """The likeliest of the allowed names instead of a wrong one; None where none is near."""
+    close = {candidate.lower(): candidate for candidate in allowed}
+    match = get_close_matches(name.lower(), close, n=1)
+    return close[match[0]] if match else None
+
+
+def did_you_mean(name: str, allowed: Sequence[str]) -> str:
+    """A question with the nearest of the allowed names, and a space; nothing where none is near."""
+    near = nearest(name, allowed)
+    return f"did you mean {near}? " if near else ""
+
+
+def suggestion(name: str, allowed: Sequence[str]) -> str:
+    """What to choose from instead of a wrong name, the likeliest first."""
+    return f"{did_you_mean(name, allowed)}choose from {', '.join(allowed)}"
+
+
+@contextlib.contextmanager
+def raise_on_all_ranks(accelerator: Any) -> Iterator[None]:
+    """Runs the block on every rank; if it fails on one, it fails on all, and the line is printed once.
+
+    Without it the ranks that did not fail would wait for the failed one in their next collective call.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except (SuiteError, OSError) as caught:
+        error = caught
+    if accelerator.num_processes == 1:
+        if error is not None:
+            raise error
+        return
+    from accelerate.utils import gather_object
+
+    mine = None if error is None else (type(error).__name__, one_line(error), isinstance(error, UserError))
+    failures = [(rank, failure) for rank, failure in enumerate(gather_object([mine])) if failure is not None]
+    if not failures:
+        return
+    rank, (_, message, users_fault) = failures[0]
+    kind = UserError if users_fault else EnvironmentFault
+    raise kind(message, silent=rank != accelerator.process_index) from error
+
+
+def as_fault(error: BaseException | None) -> EnvironmentFault | None:
+    """What an error says of the environment; None where it may be a bug of ours, or the user's mistake."""
+    if isinstance(error, EnvironmentFault):
+        return error
+    if isinstance(error, OSError):
+        return EnvironmentFault(one_line(error))
+    if not isinstance(error, (RuntimeError, MemoryError)):
+        return None
+    message = str(error)
+    if OUT_OF_SHARED_MEMORY.search(message):
+        return EnvironmentFault(
+            "shared memory (/dev/shm) is too small; `docker run --shm-size 1g` gives more, --num_workers 0 needs less"
+        )
+    if worker := DEAD_WORKER.search(f"{error.__cause__} {message}"):
+        return EnvironmentFault(
+            f"a loader worker died ({worker[1] or 'nothing more is known'}); where the memory ran out, a smaller "
+            "--num_workers needs less"
+        )
+    if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(message):
+        return EnvironmentFault(f"out of memory ({one_line(message) or 'nothing more is known'})")
+    if world_size() > 1 and LOST_PEER.search(message):
+        return EnvironmentFault(f"rank {rank()} lost another process (dead, or silent for longer than --peer_timeout)")
+    return None
+
+
+def run_script(main: Callable[[Any], Any], config: Any) -> NoReturn:
+    """Runs `main(config)` as a script and turns whatever ends it into one line and an exit code."""
+    keep_streams()
+    try:
+        main(config)
+    except Interrupted as stop:
+        leave(128 + stop.signum, str(stop) if rank() == 0 else "")
+    except KeyboardInterrupt:
+        leave(128 + signal.SIGINT, "interrupted")
+    except Exception as error:
+        known = error if isinstance(error, SuiteError) else as_fault(error)
+        if known is None:
+            raise
+        if config.debug:
+            print(without_secrets(traceback.format_exc()), file=sys.stderr)
+        if not known.silent:
+            first_rank_first()
+        leave(known.exit_code, "" if known.silent else f"error: {one_line(known)}")
+    leave(0, "")
+
+
+def first_rank_first() -> None:
+    """Before the processes have found each other: lets the first one of this machine say what most likely ends all.
+
+    Its launcher then ends the others, this one while it waits here. An error that this process alone has is printed
+    after that.
+    """
+    if local_rank() > 0 and not in_group():
+        time.sleep(WAIT_FOR_FIRST_RANK)
+
+
+def leave(code: int, line: str) -> NoReturn:
+    """Prints the line, flushes, and ends at once where there are other ranks, which may already be gone.
+
+    In a group of processes the interpreter's own shutdown would wait for peers that no longer answer, and gloo's
+    threads, which outlive the group, now and then abort in it (SIGABRT after a finished training, torch 2.14).
+    """
+    if line:
+        print(without_secrets(line), file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if world_size() > 1:
+        os._exit(code)
+    sys.exit(code)

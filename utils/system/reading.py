@@ -1,0 +1,153 @@
+"""Reading what may come from a stranger: files of a run directory, a checkpoint or a model folder.
+
+Made to do harm, they are links that lead elsewhere, pipes that are waited for, sizes and nesting without end. What is
+read here is bounded, and what is wrong with it ends in one line that names the file.
+"""
+
+import contextlib
+import json
+import math
+import os
+import reprlib
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from utils.system.errors import UserError, one_line
+from utils.system.memory import check_memory
+
+MOST_BYTES = 16 * 2**20  # of a JSON file; as values it may take 30 times as much memory
+MOST_DIGITS = 18  # of a whole number
+MOST_SHOWN = 100  # characters of a value in an error
+WANDB_LINK = "wandb/*run-*/logs/debug-core.log"  # which W&B makes into the user's cache, and nothing opens
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = MOST_SHOWN
+
+
+# -- what may lie in a folder -----------------------------------------------------------------------------------------
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """Raises UserError for anything in a folder, at any depth, that is no file, no folder and no link to one inside.
+
+    To be called before anything in the folder is read or written: a link could lead either outside, a pipe would be
+    waited for. `folder` itself may be a link, which the user has named.
+    """
+    places = [os.fspath(folder)]
+    while places:
+        with contextlib.suppress(FileNotFoundError), os.scandir(places.pop()) as entries:  # a run may be writing
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    places.append(entry.path)
+                elif not entry.is_file(follow_symlinks=False):
+                    _check_special(Path(entry.path), folder, option)
+
+
+def check_files(folder: Path, names: Iterable[str], option: str) -> None:
+    """As check_folder, of these files alone, where nothing else of the folder is touched."""
+    for path in (folder / name for name in names):
+        if os.path.lexists(path) and not (path.is_file() and not path.is_symlink()):
+            _check_special(path, folder, option)
+
+
+def _check_special(path: Path, folder: Path, option: str) -> None:
+    if not path.is_symlink():
+        raise UserError(f"{option}: {path} is neither a file nor a folder")
+    if path.match(WANDB_LINK):
+        return
+    target = os.path.realpath(path)
+    if not any(_is_inside(target, place) for place in _places(folder)):
+        raise UserError(f"{option}: {path} is a link to {target}, outside of {folder}")
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return
+    except OSError as error:  # a link to itself
+        raise UserError(f"{option}: {path} is a link that leads nowhere ({error.strerror})") from error
+
+
+def _places(folder: Path) -> list[str]:
+    """Where links of a folder may lead: into itself. The Hugging Face cache keeps the files of a snapshot beside it."""
+    root = os.path.realpath(folder)
+    parent, name = os.path.split(os.path.dirname(root))
+    return [root, os.path.join(parent, "blobs")] if name == "snapshots" else [root]
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+# -- bounded content --------------------------------------------------------------------------------------------------
+
+
+def read_file(path: Path, most: int | None = MOST_BYTES) -> bytes:
+    """The content of a file of at most `most` bytes; None: of as many as there is memory for.
+
+    Raises UserError where it is missing, no file, or larger.
+    """
+    check_size(path, most)
+    with open(path, "rb") as file:
+        return file.read(-1 if most is None else most)
+
+
+def check_size(path: Path, most: int | None = MOST_BYTES) -> int:
+    """The size of a file in bytes, without reading it. Raises UserError as read_file does."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{path} is missing") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path} is not a file")
+    if most is None:
+        check_memory(status.st_size, str(path))
+    elif status.st_size > most:
+        raise UserError(f"{path}: {status.st_size:,} bytes are more than such a file has ({most:,})")
+    return status.st_size
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """The value of a JSON file. Raises UserError as read_file and parse_json do."""
+    return parse_json(read_file(path), path, kind)
+
+
+def parse_json(content: bytes, source: Path, kind: type = dict) -> Any:
+    """The value of a JSON text, which must be of that type. Raises UserError naming its source."""
+    try:
+        value = json.loads(content, parse_int=_whole_number)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source}: not a JSON file ({one_line(error)})") from error
+    if not isinstance(value, kind):
+        raise UserError(f"{source}: not a JSON file of this suite (it holds {shown(value)})")
+    return value
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a number has {len(digits)} digits")
+    return int(digits)
+
+
+# -- single values ----------------------------------------------------------------------------------------------------
+
+
+def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
+    """Whether a value of a JSON file is a finite number in a range; true and false are none."""
+    return type(value) in (int, float) and math.isfinite(value) and low <= value <= high
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value of a JSON file is a whole number from 0 on."""
+    return type(value) is int and value >= 0
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value of a JSON file is a text that can be written to a file: one without half characters."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def shown(value: Any) -> str:
+    """A value in an error, however large or deep it is."""
+    text = value if isinstance(value, str) else _short.repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
