@@ -21,19 +21,7 @@ GOLDEN = Path(__file__).with_name("golden_losses.json")
 TOLERANCES = (1e-4, 5e-3, 3e-2)
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml") if path.stem != "sweep")
 # Each on the digits at a width that is quick.
-SHORT = [
-    "--dataset",
-    "digits",
-    "--width",
-    "16",
-    "--batch_size",
-    "64",
-    "--max_steps",
-    str(len(TOLERANCES)),
-    "--trackers",
-    "none",
-]
-SHORT += ["--log_every_steps", "1"]
+SHORT = f"--dataset digits --width 16 --batch_size 64 --max_steps {len(TOLERANCES)} --log_every_steps 1 --trackers none"
 # What no recipe asks for.
 MORE = {
     "albumentations": "--augment_backend albumentations --num_workers 0 --optimizer sgd --horizontal_flip random",
