@@ -5,6 +5,7 @@ Exit codes: 2 for what a user can get wrong, 1 for faults of the environment (di
 """
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -115,15 +116,16 @@ def raise_on_all_ranks(accelerator: Any) -> Iterator[None]:
         if error is not None:
             raise error
         return
-    from accelerate.utils import gather_object
+    from utils.system.exchange import gather_texts  # it loads torch, which an error in the options does not wait for
 
-    mine = None if error is None else (type(error).__name__, one_line(error), isinstance(error, UserError))
-    failures = [(rank, failure) for rank, failure in enumerate(gather_object([mine])) if failure is not None]
-    if not failures:
+    mine = "" if error is None else json.dumps([isinstance(error, UserError), one_line(error)])
+    reports = gather_texts(accelerator, mine)
+    failed = next((number for number, report in enumerate(reports) if report), None)
+    if failed is None:
         return
-    rank, (_, message, users_fault) = failures[0]
+    users_fault, message = json.loads(reports[failed])
     kind = UserError if users_fault else EnvironmentFault
-    raise kind(message, silent=rank != accelerator.process_index) from error
+    raise kind(message, silent=failed != accelerator.process_index) from error
 
 
 def as_fault(error: BaseException | None) -> EnvironmentFault | None:
