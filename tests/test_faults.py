@@ -473,7 +473,7 @@ def test_without_a_network_a_run_is_kept_offline_and_its_model_is_not_uploaded(m
     text = log.read_text()
     assert "Traceback" not in text
     assert not any(key in text for key in KEYS.values())
-    assert text.count("kept offline") == 1
+    assert text.count("logging offline") == 1
     assert len(lines(log, "warning: push_to_hub: ")) == 1
     assert len(lines(log, f"warning: {folder / 'model'} was not uploaded (")) == 1
     assert list((folder / "wandb").glob("offline-run-*"))
