@@ -5,7 +5,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import torch
@@ -19,14 +18,14 @@ from models.saved import ModelConfig, load_model
 from utils.analysis.gradcam import Cams, choose_cams
 from utils.analysis.pictures import read_pictures
 from utils.config import AnalyzeConfig
-from utils.config.options import QuickSection, SlowSection
+from utils.config.analyze import SECTIONS
 from utils.runs.saved_run import SavedRun, open_run, some
 from utils.system.errors import UserError
 from utils.system.files import check_writable
 from utils.system.memory import check_memory, forward_memory
 
-QUICK_SECTIONS = get_args(QuickSection)
-SLOW_SECTIONS = get_args(SlowSection)
+SLOW_SECTIONS = ("neighbours", "embedding", "robustness")
+QUICK_SECTIONS = tuple(name for name in SECTIONS if name not in SLOW_SECTIONS)
 
 
 @dataclass(frozen=True)
