@@ -17,8 +17,7 @@ from typing import Any, BinaryIO
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from data.datasets import Dataset
-from data.fingerprint import describe_dataset
+from data.splits import Dataset
 from utils.config import TrainConfig
 from utils.config.options import write_config
 from utils.runs.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint, write_checkpoint
@@ -132,7 +131,7 @@ class RunDirectory:
                 self.environment = {
                     **describe_environment(self.accelerator),
                     **arithmetic,
-                    "data": describe_dataset(data),
+                    "data": data.describe(),
                 }
                 self._describe(self.environment)
         self._started = True
