@@ -34,8 +34,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from data.datasets import download
-from data.loaders import Batch, to_input
+from data.loaders import Batch
+from data.preprocessing import to_input
+from data.sources import download
 from models import create_model, model_arguments
 from models.norm import with_synchronised_batch_norm
 from utils.evaluation.scores import Scores

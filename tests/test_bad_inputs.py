@@ -28,7 +28,7 @@ from PIL import Image, PngImagePlugin
 
 import analyze
 import train_accelerate
-from data.images import read_image
+from data.files import read_image
 from tests.conftest import ROOT
 from utils.config import AnalyzeConfig, TrainConfig, completion
 from utils.config.options import parse_config, read_config

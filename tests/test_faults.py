@@ -20,9 +20,10 @@ import numpy as np
 import psutil
 import pytest
 
-from data.augmentation import Augmentation
-from data.images import Split
+from data.augment import ImagePipeline, create_augmentations
+from data.images import InMemory
 from data.loaders import Steps, TrainLoader
+from data.splits import Split
 from tests.conftest import ROOT
 from tests.namespaces import Namespaces
 from tests.processes import CONTEXT, join, run, start, tiny_config, train_script, wait_for
@@ -361,9 +362,12 @@ def test_a_clock_that_is_set_back_and_forward_changes_nothing(unbroken, tmp_path
 def load(result: Path) -> None:
     """What two workers, and none, give of an epoch."""
     images = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), np.uint8)
-    split, augmentation = Split(images, np.arange(60)), Augmentation(32, 4, "random", 8, (0.5,) * 3, 0)
+    split, pipeline = (
+        Split(InMemory(images), np.arange(60)),
+        ImagePipeline(create_augmentations(32, 4, "random", 8, (0.5,) * 3)),
+    )
     found = [
-        [batch.images.numpy() for batch in TrainLoader(split, augmentation, Steps(60, 20, 0, 0, 1), workers).epoch(0)]
+        [batch.images.numpy() for batch in TrainLoader(split, pipeline, Steps(60, 20, 0, 0, 1), workers).epoch(0)]
         for workers in (2, 0)
     ]
     np.save(result, np.array(found))

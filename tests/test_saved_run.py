@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 import analyze
-from data.datasets import load_split
+from data.sources import load_split
 from models.saved import FORMAT_VERSION
 from tests.saved_runs import change, refusal
 from utils.analysis.inference import predict_test

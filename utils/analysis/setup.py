@@ -11,9 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from data.datasets import Split, stratified_split
-from data.fingerprint import images_digest
 from data.loaders import EVALUATION_BATCH
+from data.splits import Split, stratified_split
 from models.saved import ModelConfig
 from utils.analysis.gradcam import Cams, choose_cams
 from utils.analysis.pictures import read_pictures
@@ -158,7 +157,7 @@ def _set_up_other(analysis: Analysis) -> Analysis:
     test = analysis.test
     if (run.dataset, run.data_dir) != (mine.dataset, mine.data_dir):
         test = run.split("test", model_config)
-        if images_digest(test) != images_digest(analysis.test):
+        if test.digest() != analysis.test.digest():
             raise UserError(
                 f"compare: {path} is not allowed; it was tested on other images than {mine.path}; name images for both "
                 "with --dataset and --data_dir"

@@ -16,8 +16,7 @@ from typing import Any, BinaryIO, Literal
 
 from accelerate import Accelerator
 
-from data.datasets import Dataset
-from data.fingerprint import describe_dataset
+from data.splits import Dataset
 from utils.config import TrainConfig
 from utils.config.options import write_config
 from utils.runs.checkpoint import Checkpoint, list_checkpoints, newest_checkpoint, read_checkpoint, write_checkpoint
@@ -151,7 +150,7 @@ class RunDirectory:
                 self.environment = {
                     **describe_environment(self.accelerator),
                     **arithmetic,
-                    "data": describe_dataset(data),
+                    "data": data.describe(),
                 }
                 self._open_trackers(logged)
         self._on_failed_setup.pop_all()

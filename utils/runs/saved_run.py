@@ -10,10 +10,12 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
-from data.datasets import SOURCES, Split, load_split
+from data.sources import get_source, load_split
+from data.splits import Split
 from models.saved import CONFIG, WEIGHTS, ModelConfig, load_model, model_from_files
 from utils.config import TrainConfig
 from utils.config.options import load_config
+from utils.config.train import DATASETS
 from utils.runs.checkpoint import MANIFEST, newest_checkpoint, read_checkpoint
 from utils.runs.metrics_file import MetricsFile
 from utils.system.errors import UserError, nearest
@@ -88,20 +90,20 @@ class SavedRun:
         Raises UserError if the data set is unknown, or its classes are not the model's.
         """
         if self.dataset is None:
-            embedded = ", ".join(name for name, source in SOURCES.items() if not source.in_folder)
+            embedded = ", ".join(name for name in DATASETS if not get_source(name).reads_data_dir)
             raise UserError(
                 f"dataset: {self.path} does not say which images it is for; name them with --dataset "
-                f"({', '.join(SOURCES)}) and, except for {embedded}, --data_dir"
+                f"({', '.join(DATASETS)}) and, except for {embedded}, --data_dir"
             )
-        source = SOURCES[self.dataset]
-        if source.in_folder and not (self.data_dir and os.path.isdir(self.data_dir)):
+        source = get_source(self.dataset)
+        if source.reads_data_dir and not (self.data_dir and os.path.isdir(self.data_dir)):
             where = f"{self.data_dir} is not a folder" if self.data_dir else "the run does not say where the images are"
             raise UserError(f"data_dir: {where}; name the folder of the data set with --data_dir")
         split, class_names = load_split(
             self.dataset, self.data_dir or "", name, model_config.image_size, self.config.memory_fraction
         )
         if class_names != model_config.class_names:
-            where = f" in {self.data_dir}" if source.in_folder else ""
+            where = f" in {self.data_dir}" if source.reads_data_dir else ""
             raise UserError(
                 f"data_dir: the classes of {self.dataset}{where} ({some(class_names)}) are not those of the model "
                 f"({some(model_config.class_names)}); name its data set with --dataset and --data_dir"
