@@ -121,11 +121,19 @@ class RunDirectory:
             )
         return folder
 
-    def start(self, metrics_size: int, resumed_from: Path | None, data: Dataset, arithmetic: Mapping[str, Any]) -> None:
+    def start(
+        self,
+        config: TrainConfig,
+        metrics_size: int,
+        resumed_from: Path | None,
+        data: Dataset,
+        arithmetic: Mapping[str, Any],
+    ) -> None:
         """Writes options and environment, cuts metrics.jsonl back to `metrics_size` bytes and opens the trackers.
 
         `arithmetic`: what environment.json says of how numbers are computed, beside what it finds out itself.
         """
+        self.config = config
         with raise_on_all_ranks(self.accelerator):
             if self.accelerator.is_main_process:
                 self._take_over_metrics(metrics_size, resumed_from)
