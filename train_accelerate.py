@@ -4,7 +4,7 @@
     accelerate launch train_accelerate.py --config recipes/digits.yaml         # minutes on a laptop, no download
     accelerate launch --config_file accelerate_configs/multi_gpu.yaml train_accelerate.py --output_dir runs/gpus
 
-The same command goes on after a stop. `python analyze.py RUN` looks at the result.
+The same command resumes after a stop. `python analyze.py RUN` looks at the result.
 """
 
 from utils.config import TrainConfig
