@@ -8,7 +8,7 @@ The same command goes on after a stop. `python analyze.py RUN` looks at the resu
 """
 
 from utils.config import TrainConfig
-from utils.config.options import parse_config
+from utils.config.parser import parse_config
 from utils.system.home import provide_home
 from utils.system.launcher import stop_with_launcher
 from utils.system.streams import keep_streams
@@ -17,7 +17,7 @@ if __name__ == "__main__":  # --help and mistaken options are answered before th
     keep_streams()
     provide_home()
     stop_with_launcher()
-    parse_config(TrainConfig, description=__doc__)
+    CONFIG = parse_config(TrainConfig, description=__doc__)
 
 import contextlib
 import dataclasses
@@ -330,9 +330,9 @@ def finish(run: Run, stop: StopRequest, scores: Scores | None) -> dict[str, Any]
 
 
 def command_line() -> None:
-    """The whole script; also what Accelerate's TPU launcher calls in each of its processes."""
+    """The whole script for Accelerate's TPU launcher, which imports it and calls this in each of its processes."""
     run_script(main, parse_config(TrainConfig, description=__doc__))
 
 
 if __name__ == "__main__":
-    command_line()
+    run_script(main, CONFIG)

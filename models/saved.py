@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from models import create_model
-from utils.config.options import LARGEST_IMAGE
+from utils.config.train import LARGEST_IMAGE
 from utils.evaluation.tta import TTA
 from utils.system.errors import UserError, one_line
 from utils.system.files import replace_file, to_json

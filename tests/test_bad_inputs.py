@@ -31,7 +31,7 @@ import train_accelerate
 from data.images import read_image
 from tests.conftest import ROOT
 from utils.config import AnalyzeConfig, TrainConfig, completion
-from utils.config.options import parse_config, read_config
+from utils.config.parser import parse_config, read_config
 from utils.system.errors import run_script
 from utils.training.micro_batch import smallest_piece
 

@@ -14,7 +14,6 @@ import zlib
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -32,7 +31,7 @@ from data.datasets import (
     stratified_split,
 )
 from data.images import ImageFiles, read_image
-from utils.config.options import DatasetName
+from utils.config.train import DATASETS
 from utils.system.errors import EnvironmentFault, UserError, one_line
 
 ROOT = Path(__file__).parents[1]
@@ -578,7 +577,7 @@ def test_missing_cifar_names_folder_and_file(tmp_path):
 
 
 def test_the_option_knows_every_data_set():
-    assert get_args(DatasetName) == tuple(SOURCES)
+    assert tuple(DATASETS) == tuple(SOURCES)
 
 
 def test_digits_and_folders_need_no_download(tmp_path):

@@ -7,7 +7,7 @@ import shlex
 from benchmarks.publish import RESULTS, pages, read_results
 from tests.conftest import ROOT
 from utils.config import AnalyzeConfig, TrainConfig
-from utils.config.options import read_config
+from utils.config.parser import read_config
 
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 EXTENDING = [*(ROOT / "docs" / "extending").glob("*.md")]  # what they add is tried in test_extending.py

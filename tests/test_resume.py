@@ -19,7 +19,7 @@ from models.saved import FORMAT_VERSION
 from tests.processes import join, run, start, tiny_config, train_script, wait_for
 from tests.saved_runs import change, reseal, training_refusal
 from utils.config import TrainConfig
-from utils.config.options import load_config
+from utils.config.files import load_config
 from utils.runs.checkpoint import list_checkpoints
 from utils.system.files import digest
 

@@ -17,7 +17,7 @@ from models.saved import FORMAT_VERSION
 from tests.saved_runs import change, refusal
 from utils.analysis.inference import predict_test
 from utils.config import AnalyzeConfig
-from utils.config.options import parse_config
+from utils.config.parser import parse_config
 from utils.release.classifier import ImageClassifier
 from utils.runs.saved_run import open_run, trained_precision
 from utils.system.errors import UserError

@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list
 from data.datasets import Dataset
 from data.fingerprint import describe_dataset
 from utils.config import TrainConfig
-from utils.config.options import write_config
+from utils.config.files import write_config
 from utils.runs.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint, write_checkpoint
 from utils.runs.metrics_file import MetricsFile
 from utils.system.errors import EnvironmentFault, UserError, as_fault, one_line, raise_on_all_ranks

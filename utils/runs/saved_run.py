@@ -9,7 +9,7 @@ from typing import Any
 from data.datasets import SOURCES, Split, load_split
 from models.saved import WEIGHTS, ModelConfig
 from utils.config import TrainConfig
-from utils.config.options import load_config
+from utils.config.files import load_config
 from utils.runs.checkpoint import MANIFEST, damage, newest_checkpoint
 from utils.runs.metrics_file import MetricsFile
 from utils.system.errors import UserError, nearest

@@ -1,6 +1,6 @@
 """What a tracker is: where a run's numbers, pictures and tables are shown besides its own directory.
 
-To add one: a subclass of Tracker, a line in `trackers.py` and its name in `utils.config.options.Tracker`.
+To add one: a subclass of Tracker, a line in TRACKERS of `utils/config/train.py`.
 """
 
 from abc import ABC, abstractmethod
