@@ -20,12 +20,10 @@ class AnalyzeConfig(Config):
 
     script: ClassVar[str] = "analyze.py"
 
+    # fmt: off
     run: str = option(
-        "",
-        "input",
-        "run directory, checkpoint, or folder with config.json and model.safetensors",
-        path="folder",
-        positional=True,
+        "", "input", "run directory, checkpoint, or folder with config.json and model.safetensors",
+        path="folder", positional=True,
     )
     dataset: str | None = option(None, "input", "data set to analyse with; unset: that of the run", choices=DATASETS)
     data_dir: str | None = option(None, "input", "its folder; unset: as in training", path="folder")
@@ -33,11 +31,8 @@ class AnalyzeConfig(Config):
         None, "input", "another run, to compare its mistakes with those of this one", path="folder"
     )
     predict: list[str] = option(
-        [],
-        "input",
-        "photos, or folders of them: write their class probabilities and CAMs, and no report",
-        path="file",
-        words=True,
+        [], "input", "photos, or folders of them: write their class probabilities and CAMs, and no report",
+        path="file", words=True,
     )
     output_dir: str | None = option(None, "output", "folder of the results; unset: RUN/analysis", path="folder")
     images: int = option(20, "output", "misclassified images with CAM and in misclassified.png", low=10, high=500)
@@ -54,6 +49,7 @@ class AnalyzeConfig(Config):
     num_workers: int = option(0, "hardware", "loader processes", low=0, high=256)
     track: bool = option(True, "output", "log the results to the run's trackers too, if it has any")
     debug: bool = option(False, "output", "show tracebacks")
+    # fmt: on
 
     def __post_init__(self) -> None:
         super().__post_init__()

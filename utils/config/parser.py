@@ -21,8 +21,6 @@ from utils.system.launch import read_launch
 from utils.system.ranks import adopt_ranks
 from utils.system.secrets import without_secrets
 
-ACTIVATE_COMPLETION = 'eval "$(python -m utils.config.completion bash)" (or zsh)'
-
 
 def parse_config(kind: type[AnyConfig], argv: Sequence[str] | None = None, description: str = "") -> AnyConfig:
     """Builds the config from the command line, and checks the launch.
@@ -73,14 +71,14 @@ def read_config(kind: type[AnyConfig], argv: Sequence[str], description: str = "
 def build_parser(
     kind: type[Config], description: str = ""
 ) -> tuple[argparse.ArgumentParser, dict[str, argparse.Action]]:
-    """The parser of a script, whose namespace has only the options that are given, and its actions by name."""
+    """The parser of a script, whose namespace has only what the command line gives, and its actions by name."""
     options = options_of(kind)
     positional = [f"{name.upper()} " for name, option in options.items() if option.metadata["positional"]]
     parser = argparse.ArgumentParser(
         prog=kind.script,
         usage=f"%(prog)s {''.join(positional)}[--config FILE.yaml] [--OPTION VALUE ...]",
         description=description,
-        epilog=f"TAB completes options and their values after: {ACTIVATE_COMPLETION}",
+        epilog='TAB completes options and values after: eval "$(python -m utils.config.completion bash)" (or zsh)',
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         add_help=False,
@@ -88,23 +86,22 @@ def build_parser(
         exit_on_error=False,
     )
     actions: dict[str, argparse.Action] = {}
-    groups = {"": parser.add_argument_group("options")}
-    add = groups[""].add_argument
-    actions["help"] = add("-h", "--help", action="store_true", help="show this and exit")
-    actions["config"] = add(
+    groups: dict[str, Any] = {}
+    actions["help"] = parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
+    actions["config"] = parser.add_argument(
         "--config",
         action="append",
         metavar="FILE.yaml",
         help="recipe or other YAML file of options; the command line wins; with --help its header is shown",
     )
-    actions["print_config"] = add(
+    actions["print_config"] = parser.add_argument(
         "--print_config", action="store_true", help="print all options as YAML that --config reads, and exit"
     )
     for name, option in options.items():
         help = _help_line(option).replace("%", "%%")
         if option.metadata["positional"]:
             actions[name] = parser.add_argument(name, help=help)
-            actions[name].required = False  # of which argparse says nothing but a text; see read_config
+            actions[name].required = False  # read_config says that it is missing, as of all others
             continue
         group = option.metadata["group"]
         if group not in groups:
@@ -134,7 +131,7 @@ def _help_line(option: dataclasses.Field) -> str:
 
 
 def _without_value(kind: type[Config], name: str, message: str = "") -> UserError:
-    """The error for an option that is given without a value; argparse's message for what is not an option of ours."""
+    """The error for an option without a value; `message` is argparse's, for --help and the like."""
     options = options_of(kind)
     if name not in options and name != "config":
         return UserError(message)

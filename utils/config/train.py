@@ -61,10 +61,9 @@ class TrainConfig(Config):
 
     script: ClassVar[str] = "train_accelerate.py"
 
+    # fmt: off
     dataset: str = option(
-        "cifar10",
-        "data",
-        "data set; digits needs no download, imagefolder reads data_dir/train and data_dir/test",
+        "cifar10", "data", "data set; digits needs no download, imagefolder reads data_dir/train and data_dir/test",
         choices=DATASETS,
     )
     data_dir: str = option(
@@ -77,21 +76,13 @@ class TrainConfig(Config):
         0.0, "data", "share of the training set held out for validation, stratified and seeded", low=0.0, high=0.9
     )
     memory_fraction: float = option(
-        0.25,
-        "data",
-        "decode an image folder into memory up to this share of the free memory, over all processes, else read it from "
-        "disk",
-        low=0.0,
-        high=1.0,
-        may_change=True,
+        0.25, "data",
+        "share of the free memory, over all processes, that an image folder may take; a larger one is read from disk",
+        low=0.0, high=1.0, may_change=True,
     )
     num_workers: int | None = option(
-        None,
-        "data",
-        "loader processes per training process, for albumentations; unset: 0 on a CPU, else up to 8",
-        low=0,
-        high=256,
-        may_change=True,
+        None, "data", "loader processes per training process, for albumentations; unset: 0 on a CPU, else up to 8",
+        low=0, high=256, may_change=True,
     )
 
     crop_padding: int = option(4, "augmentation", "pixels of padding before the random crop; 0: no crop", low=0)
@@ -106,51 +97,46 @@ class TrainConfig(Config):
         0.0, "augmentation", "alpha of MixUp's Beta distribution, at least 0.01; 0: off", low=0.0, high=1000.0
     )
     cutmix: float = option(
-        0.0,
-        "augmentation",
+        0.0, "augmentation",
         "alpha of CutMix's Beta distribution, at least 0.01; 0: off; with mixup, one of both is drawn per batch",
-        low=0.0,
-        high=1000.0,
+        low=0.0, high=1000.0,
     )
     augment_backend: Literal["auto", "albumentations", "tensor"] = option(
-        "auto",
-        "augmentation",
-        "albumentations: image by image on the CPU; tensor: whole batches on the device; auto: tensor if the images "
-        "fit into memory",
+        "auto", "augmentation",
+        "albumentations: image by image on the CPU; tensor: whole batches on the device; auto: tensor if they fit",
     )
     tta: Literal["none", "flip", "flip_translate"] = option(
-        "none",
-        "augmentation",
+        "none", "augmentation",
         "test-time augmentation of the final evaluation: also mirrored, or mirrored and shifted by a pixel",
     )
 
     model: str = option("resnet18", "model", "architecture; timm:NAME is one of timm's")
     norm: Literal["batch", "group"] = option("batch", "model", "normalisation layers; group has no batch statistics")
-    width: int = option(
+    width: int = option(  # at 8, oneDNN 3 corrupts memory (NHWC)
         64, "model", "channels of the first stage; later stages have a multiple", low=16, high=4096
-    )  # at 8, oneDNN 3 corrupts memory (NHWC)
+    )
 
     epochs: int = option(20, "length and batch", "passes over the training set", low=1)
     batch_size: int = option(
         512, "length and batch", "images per optimizer step, over all processes and accumulation", low=1
     )
     micro_batch_size: int | None = option(
-        None,
-        "length and batch",
+        None, "length and batch",
         "images per process and forward pass; unset: on a GPU as large as fits, on a CPU all at once",
-        low=1,
-        may_change=True,
+        low=1, may_change=True,
     )
     max_steps: int | None = option(
-        None,
-        "length and batch",
-        "stop after this many optimizer steps; the schedule still spans all epochs",
-        low=1,
-        may_change=True,
+        None, "length and batch", "stop after this many optimizer steps; the schedule still spans all epochs",
+        low=1, may_change=True,
     )
+    resolution: str | None = option(
+        None, "length and batch",
+        "smaller images first: 16@0.3,24@0.6,32 takes 16 pixels until 0.3 of the steps, then 24, 32; scaled by torch's "
+        "adaptive average pooling",
+    )
+
     optimizer: str = option(
-        "muon",
-        "optimizer",
+        "muon", "optimizer",
         "optimizer; muon: for filters and inner matrices, scaled by 0.2 sqrt(max(out, in)) to the RMS of adamw's "
         "updates (Liu et al. 2025, not as in Jordan's code), adamw at the same lr for all other weights",
         choices=OPTIMIZERS,
@@ -163,8 +149,7 @@ class TrainConfig(Config):
     )
     nesterov: bool = option(True, "optimizer", "Nesterov momentum of sgd; muon always has it")
     weight_decay: float = option(
-        by_optimizer("weight_decay"),
-        "optimizer",
+        by_optimizer("weight_decay"), "optimizer",
         "an L2 penalty in sgd, decoupled from the gradient in adamw and muon",
         low=0.0,
     )
@@ -174,22 +159,17 @@ class TrainConfig(Config):
     grad_clip_norm: float | None = option(
         None, "optimizer", "largest L2 norm of the gradient; unset: no clipping", low=0.0, open=True
     )
+
     schedule: Literal["onecycle", "cosine", "linear", "step", "constant"] = option(
         "linear", "schedule", "learning rate over the run, as a function of the optimizer step"
     )
     warmup_fraction: float = option(0.05, "schedule", "share of all steps in which lr warms up", low=0.0, high=0.99)
-    resolution: str | None = option(
-        None,
-        "length and batch",
-        "smaller images first: 16@0.3,24@0.6,32 takes 16 pixels until 0.3 of the steps, then 24, 32; scaled by torch's "
-        "adaptive average pooling",
-    )
+    find_lr: bool = option(False, "schedule", "run a learning-rate range test first and plot it", may_change=True)
+
     ema_decay: float | None = option(
-        None,
-        "averages of the weights",
+        None, "averages of the weights",
         "evaluate an exponential moving average of the weights with this decay per step; unset: off",
-        low=0.0,
-        high=0.99999,
+        low=0.0, high=0.99999,
     )
     lookahead_steps: int | None = option(
         None, "averages of the weights", "Lookahead: steps between updates of the slow weights; unset: off", low=1
@@ -197,7 +177,6 @@ class TrainConfig(Config):
     lookahead_decay: float = option(
         0.95, "averages of the weights", "decay of Lookahead's slow weights per step", low=0.0, high=1.0
     )
-    find_lr: bool = option(False, "schedule", "run a learning-rate range test first and plot it", may_change=True)
 
     channels_last: bool = option(True, "hardware", "NHWC memory layout", may_change=True)
     compile: bool = option(False, "hardware", "torch.compile the model", may_change=True)
@@ -208,51 +187,38 @@ class TrainConfig(Config):
     seed: int = option(0, "run", "seed of the weights, the data order and the augmentation", low=0, high=2**32 - 1)
     output_dir: str = option("runs/resnet18", "run", "folder of the run", path="folder", may_change=True)
     resume: str = option(
-        "auto",
-        "run",
-        "auto: from the newest intact checkpoint of output_dir, if any; never; or a checkpoint folder",
-        path="folder",
-        may_change=True,
+        "auto", "run", "auto: from the newest intact checkpoint of output_dir, if any; never; or a checkpoint folder",
+        path="folder", may_change=True,
     )
     checkpoint_every_steps: int | None = option(
         None, "run", "also save a checkpoint every so many steps; unset: every epoch only", low=1, may_change=True
     )
     keep_checkpoints: int = option(2, "run", "how many of the newest checkpoints to keep", low=1, may_change=True)
     on_nan: Literal["stop", "rollback"] = option(
-        "stop",
-        "run",
+        "stop", "run",
         "if loss or weights are not finite: stop, or go back to the last checkpoint and skip the steps since it",
         may_change=True,
     )
     nan_patience: int = option(
-        20,
-        "run",
-        "steps in a row with an infinite loss or gradient before on_nan acts (fp16 has some); on infinite weights it "
-        "acts at once",
-        low=1,
-        may_change=True,
+        20, "run",
+        "steps in a row of infinite loss or gradient before on_nan acts (fp16 has some); infinite weights: at once",
+        low=1, may_change=True,
     )
     export: list[Literal["onnx", "torch"]] = option(
-        [],
-        "run",
-        "also write model/model.onnx (onnx) and model/model.pt2 (torch), checked against the checkpoint",
+        [], "run", "also write model/model.onnx (onnx) and model/model.pt2 (torch), checked against the checkpoint",
         may_change=True,
     )
     push_to_hub: str | None = option(
-        None,
-        "run",
-        "upload model/ at the end to this repository of the Hugging Face Hub, such as user/name",
+        None, "run", "upload model/ at the end to this repository of the Hugging Face Hub, such as user/name",
         may_change=True,
     )
+
     log_every_steps: int = option(
         50, "tracking", "steps per training line in metrics.jsonl and the trackers", low=1, may_change=True
     )
     trackers: list[str] = option(
-        ["wandb"],
-        "tracking",
-        f"{', '.join(TRACKERS)} (several: wandb,tensorboard) or none",
-        choices=(*TRACKERS, "none"),
-        may_change=True,
+        ["wandb"], "tracking", f"{', '.join(TRACKERS)} (several: wandb,tensorboard) or none",
+        choices=(*TRACKERS, "none"), may_change=True,
     )
     project_name: str | None = option(
         None, "tracking", "project in the trackers; unset: WANDB_PROJECT, else image-classification", may_change=True
@@ -261,18 +227,14 @@ class TrainConfig(Config):
         None, "tracking", "name in the trackers; unset: WANDB_NAME, else the name of output_dir", may_change=True
     )
     run_group: str | None = option(
-        None,
-        "tracking",
-        "group of runs in the trackers, such as the seeds of one recipe; unset: WANDB_RUN_GROUP",
+        None, "tracking", "group of runs in the trackers, such as the seeds of one recipe; unset: WANDB_RUN_GROUP",
         may_change=True,
     )
     run_tags: list[str] = option(
         [], "tracking", "tags in W&B, such as baseline,cifar10; unset: WANDB_TAGS", may_change=True
     )
     track_model: Literal["none", "end", "all"] = option(
-        "end",
-        "tracking",
-        "W&B artifacts: the exported model at the end; all: also the checkpoint of every epoch",
+        "end", "tracking", "W&B artifacts: the exported model at the end; all: also the checkpoint of every epoch",
         may_change=True,
     )
 
@@ -286,6 +248,7 @@ class TrainConfig(Config):
         False, "debugging", "profile a few steps: profile/operations.txt and trace.json in the run", may_change=True
     )
     debug: bool = option(False, "debugging", "show tracebacks", may_change=True)
+    # fmt: on
 
     def __post_init__(self) -> None:
         super().__post_init__()
