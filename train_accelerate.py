@@ -34,8 +34,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from data.datasets import download
-from data.loaders import Batch, to_input
+from data.loaders import Batch
+from data.preprocessing import to_input
+from data.sources import download
 from models import create_model, model_arguments
 from models.norm import with_synchronised_batch_norm
 from utils.evaluation.scores import Scores
@@ -207,7 +208,7 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
             run.save()
             if signum:
                 bar.close()
-                raise Interrupted(signum, f"stopped at step {state.step}; {run.directory.how_to_go_on()}")
+                raise Interrupted(signum, f"stopped at step {state.step}; {run.directory.how_to_resume()}")
             started = time.perf_counter()
             window_started += started - paused
     state.train_seconds += time.perf_counter() - started
@@ -261,7 +262,7 @@ def evaluate_epoch(run: Run, stop: StopRequest, started: float) -> Scores:
     def stop_if_asked() -> None:
         if signum := stop.agreed():
             run.save()
-            going_on = run.directory.how_to_go_on()
+            going_on = run.directory.how_to_resume()
             raise Interrupted(signum, f"stopped after step {state.step}, before its evaluation; {going_on}")
 
     validation = run.evaluate(run.data.validation, stop_if_asked) if run.data.validation else None
@@ -301,7 +302,7 @@ def finish(run: Run, stop: StopRequest, scores: Scores | None) -> dict[str, Any]
 
     def stop_if_asked(where: str = "in the final evaluation") -> None:
         if signum := stop.agreed():
-            raise Interrupted(signum, f"stopped {where}, after all training; {run.directory.how_to_go_on()}")
+            raise Interrupted(signum, f"stopped {where}, after all training; {run.directory.how_to_resume()}")
 
     best = run.best if run.accuracy_to_beat is not None else None
     if best is not None:

@@ -25,7 +25,7 @@ from utils.system.memory import check_memory, forward_memory
 from utils.system.reading import MOST_BYTES, MOST_SHOWN, check_size, is_number, is_text, parse_json, read_file, shown
 
 FORMAT_VERSION = 2  # of an exported model and of a checkpoint
-WEIGHTS = "model.safetensors"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # What a broken or foreign safetensors file can end in; the last three come from torch, for shapes and kinds of numbers.
 UNREADABLE = (SafetensorError, ValueError, LookupError, TypeError, RuntimeError, OverflowError)
 
@@ -72,36 +72,56 @@ class ModelConfig:
 def export_model(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
     """Writes config.json and model.safetensors; each is replaced in one step."""
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / "config.json", config.to_bytes())
+    replace_file(folder / CONFIG, config.to_bytes())
     replace_file(folder / WEIGHTS, tensors_to_bytes(weights))  # last: who finds them finds a whole model
 
 
 def load_model(folder: Path) -> tuple[nn.Module, ModelConfig]:
-    """The model of an exported folder (or of a checkpoint), on the CPU in eval mode.
+    """The model of an exported folder, on the CPU in eval mode.
 
-    It is built for its weights, not before: what config.json describes is compared with the file of the weights first.
-    Raises UserError naming the file where something is missing, damaged or does not fit.
+    It is built for its weights, not before: what config.json describes is first compared with the shapes in the weights
+    file. Raises UserError naming the file that is missing, damaged or does not fit.
     """
     config, path = read_model_config(folder), folder / WEIGHTS
-    described = config.without_weights()
     _check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no dict)
-            _check_shapes(described, shapes, path)
-            held = sum(tensor.nbytes for tensor in (*described.parameters(), *described.buffers()))
-            check_memory(2 * held, str(folder))  # the model and its weights
-            check_memory(forward_memory(described, config.input_size), str(folder))
+            _check_fit(config, shapes, path)
             weights = {name: file.get_tensor(name) for name in shapes}
     except UNREADABLE as error:
         raise UserError(f"{path}: not a safetensors file ({one_line(error)})") from error
+    return _with_weights(config, weights, path)
+
+
+def model_from_files(files: Mapping[str, bytes], folder: Path) -> tuple[nn.Module, ModelConfig]:
+    """As load_model, from the contents of the two files, which were read from `folder` and verified."""
+    for name in (CONFIG, WEIGHTS):
+        if name not in files:
+            raise UserError(f"{folder / name} is missing")
+    config, path = parse_model_config(files[CONFIG], folder / CONFIG), folder / WEIGHTS
+    weights = tensors_from_bytes(files[WEIGHTS], path)
+    _check_fit(config, {name: tuple(tensor.shape) for name, tensor in weights.items()}, path)
+    return _with_weights(config, weights, path)
+
+
+def _check_fit(config: ModelConfig, shapes: Mapping[str, Sequence[int]], path: Path) -> None:
+    """Raises UserError unless the weights are those of the model that is described, and both fit into memory."""
+    described = config.without_weights()
+    _check_shapes(described, shapes, path)
+    held = sum(tensor.nbytes for tensor in (*described.parameters(), *described.buffers()))
+    check_memory(2 * held, str(path.parent))  # the model and its weights
+    check_memory(forward_memory(described, config.input_size), str(path.parent))
+
+
+def _with_weights(config: ModelConfig, weights: Mapping[str, Tensor], path: Path) -> tuple[nn.Module, ModelConfig]:
     model = config.create_model()
     load_weights(model, weights, path)
     return model.eval(), config
 
 
 def read_model_config(folder: Path) -> ModelConfig:
-    path = folder / "config.json"
+    path = folder / CONFIG
     return parse_model_config(read_file(path), path)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 import models
 import train_accelerate
-from data.datasets import load_split
+from data.sources import load_split
 from models.saved import ModelConfig, export_model
 from tests.processes import run as run_ranks
 from tests.test_hub import code_blocks

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import analyze
-from data.datasets import load_split
+from data.sources import load_split
 from tests.saved_runs import change, refusal
 from utils.analysis import picture_results
 from utils.analysis.inference import predict_test

@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 from matplotlib.cbook import is_math_text
 from PIL import Image
 
-from data.datasets import Split, load_dataset
+from data.images import InMemory
+from data.sources import load_dataset
+from data.splits import Split
 from models.saved import ModelConfig
 from utils.analysis import classes, compare, curves, label_issues, misclassified
 from utils.analysis.predictions import Predictions
@@ -309,7 +311,9 @@ def report(names: list[str], run_name: str) -> str:
     labels = np.repeat(np.arange(3), 3)
     logits = 3 * np.eye(3, dtype=np.float32)[np.tile(np.arange(3), 3)]
     predictions = Predictions(logits, np.zeros((9, 2), np.float16), labels)
-    test = Split(np.zeros((9, 8, 8, 3), np.uint8), labels, [f"{name}.png" for name in names for _ in range(3)])
+    test = Split(
+        InMemory(np.zeros((9, 8, 8, 3), np.uint8)), labels, [f"{name}.png" for name in names for _ in range(3)]
+    )
     config = TrainConfig(run_name=run_name, trackers=["none"])
     place = Path("runs/x")
     run = SavedRun(place, place, place, "", True, config, {}, {}, [], "imagefolder", None)

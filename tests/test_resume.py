@@ -188,7 +188,7 @@ def test_stop_in_the_final_evaluation_is_answered_soon_and_the_same_command_comp
     assert "SIGTERM received: stopping; training is finished" in text
     assert "saving" not in text
     assert text.endswith(
-        "stopped in the final evaluation, after all training; the same command goes on from step-000004\n"
+        "stopped in the final evaluation, after all training; the same command resumes from step-000004\n"
     )
     assert not (folder / "summary.json").exists()
     assert run(train_script, config, log=log) == [0]
@@ -201,7 +201,7 @@ def test_stop_in_the_range_test_says_that_nothing_is_saved(tmp_path):
     config = tiny_config(folder, **OPTIONS, find_lr=True, max_steps=4)
     assert run(train_and_stop, config, "range test", log=log) == [128 + signal.SIGTERM]
     assert "SIGTERM received: stopping; nothing has been trained yet" in log.read_text()
-    assert log.read_text().endswith("stopped in the range test, before training; the same command starts anew\n")
+    assert log.read_text().endswith("stopped in the range test, before training; the same command starts over\n")
     assert "saving" not in log.read_text()
     assert run(train_script, config) == [0]
 

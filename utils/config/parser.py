@@ -54,14 +54,14 @@ def read_config(kind: type[AnyConfig], argv: Sequence[str], description: str = "
         sys.exit(0)
     if rest:
         raise _unexpected(kind, rest, argv)
-    for name, action in actions.items():
-        if not action.option_strings and name not in given:
-            raise _without_value(kind, name)
     print_config = given.pop("print_config", False)
     values: dict[str, Any] = {}
     for path in files:
         values |= read_options(kind, path)
     config = kind(**(values | given))
+    for name, action in actions.items():
+        if not action.option_strings and name not in given:
+            raise _without_value(kind, name)
     if print_config:
         print(to_yaml(dataclasses.asdict(config)), end="")
         sys.exit(0)
@@ -100,7 +100,7 @@ def build_parser(
     for name, option in options.items():
         help = _help_line(option).replace("%", "%%")
         if option.metadata["positional"]:
-            actions[name] = parser.add_argument(name, help=help)
+            actions[name] = parser.add_argument(name, metavar=name.upper(), help=help)
             actions[name].required = False  # read_config says that it is missing, as of all others
             continue
         group = option.metadata["group"]

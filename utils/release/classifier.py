@@ -11,8 +11,8 @@ from huggingface_hub import ModelHubMixin, snapshot_download
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from data.images import as_square, read_image
-from data.loaders import to_input
+from data.files import read_image, to_rgb
+from data.preprocessing import fit, to_input
 from models.saved import WEIGHTS, ModelConfig, export_model, load_model
 from utils.evaluation.tta import tta_logits
 from utils.system.errors import UserError, one_line
@@ -134,7 +134,7 @@ def _square(image: Any, size: int, place: str) -> np.ndarray:
     if not all(image.size):
         raise ValueError(f"{TAKEN}; {place} a PIL image of {image.width} x {image.height} pixels")
     try:
-        return as_square(ImageOps.exif_transpose(image), size)
+        return fit(to_rgb(ImageOps.exif_transpose(image)), size)
     except Exception as error:  # on damaged files, which it reads only now, Pillow raises errors of almost every kind
         raise ValueError(f"{TAKEN}; {place} a PIL image that cannot be read ({one_line(error)})") from error
 
