@@ -544,7 +544,7 @@ def test_what_nobody_may_read_or_write_is_refused(capsys, open_folder, given, wo
 def test_a_run_in_use_by_another_process_is_refused(capsys, place, tmp_path):
     run = Path(shutil.copytree(place / "run", tmp_path / "run"))
     holder = (
-        "import sys; from pathlib import Path; from utils.files import lock_folder; f = lock_folder(Path(sys.argv[1]))"
+        "import pathlib, sys; from utils.system.files import lock_folder; f = lock_folder(pathlib.Path(sys.argv[1]))"
     )
     command = [sys.executable, "-c", f"{holder}; print('held', flush=True); input()", str(run)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:

@@ -300,7 +300,7 @@ def test_a_failed_upload_costs_one_line_with_the_command_for_later(
         assert server.files == {}
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(reason, line)
-    assert f"this sends it later: hf upload ada/digits {small_model}" in line
+    assert f"this uploads it later: hf upload ada/digits {small_model}" in line
     assert token not in line
 
 

@@ -391,7 +391,7 @@ def test_what_does_not_fit_the_saved_run_is_refused_in_one_line(unbroken, tmp_pa
         ({}, {"config.json": {"architecture": "resnet34"}}, ["architecture", "resnet34", "resnet18"]),
         ({}, {"config.json": {"arguments": {"norm": "batch", "width": 32}}}, ["arguments", "32", "16"]),
         ({}, {"config.json": {"class_names": ["cat", "dog"]}}, ["class_names", "cat", "'0', '1'"]),
-        ({}, {"config.json": {"class_names": list("0123456788")}}, ["class_names", "not all different"]),
+        ({}, {"config.json": {"class_names": list("0123456788")}}, ["class_names", "must all be different"]),
         ({}, {"config.json": {"image_size": 32}}, ["image_size", "32", "16"]),
     ],
     ids=lambda value: str(value)[:50],

@@ -134,7 +134,7 @@ def test_wandb_config_tells_how_to_repeat_the_run(tracked):
     config = merged([record for record in records(tracked, "config") if "dataset" in record.get("update", {})])
     assert {"dataset", "lr", "seed", "batch_size", "trackers"} <= config.keys()
     environment = config["environment"]
-    assert environment["versions"]["torch"]
+    assert {"torch", "timm", "safetensors", "huggingface_hub"} <= environment["versions"].keys()
     assert environment["git_commit"]
     assert environment["git_dirty"] in (True, False)
     assert environment["world_size"] == 2
