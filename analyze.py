@@ -11,7 +11,7 @@ model is not beside it, --dataset and --data_dir name the images.
 """
 
 from utils.config import AnalyzeConfig
-from utils.config.options import parse_config
+from utils.config.parser import parse_config
 from utils.system.home import provide_home
 from utils.system.streams import keep_streams
 
@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.loaders import to_input
+from data.preprocessing import to_input
 from models.summary import describe_model
 from utils.analysis import (
     calibration,
@@ -119,7 +119,7 @@ def explain(analysis: Analysis, predictions: Predictions) -> Section:
 def describe_pictures(analysis: Analysis, predictions: Predictions) -> dict:
     """What the model says of the user's pictures, and what speaks for that."""
     pictures, cam = analysis.test, analysis.cams.chosen[0]
-    inputs = as_inputs(analysis, np.asarray(pictures.images))
+    inputs = as_inputs(analysis, pictures.images[:])
     maps = class_maps(analysis.model, cam, inputs, predictions.classes.tolist())
     return picture_results.write_results(
         analysis.folder, analysis.run, analysis.model_config, pictures, predictions.probabilities, cam, maps

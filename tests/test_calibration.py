@@ -6,7 +6,7 @@ import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 import analyze
-from data.datasets import load_dataset
+from data.sources import load_dataset
 from tests.saved_runs import change
 from utils.analysis.calibration import fit_temperature, negative_log_likelihood, reliability, section
 from utils.analysis.predictions import Predictions

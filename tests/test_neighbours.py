@@ -6,7 +6,8 @@ import json
 import numpy as np
 
 import analyze
-from data.datasets import load_split, stratified_split
+from data.sources import load_split
+from data.splits import stratified_split
 from tests.saved_runs import change
 from utils.analysis.neighbours import PER_IMAGE, nearest
 from utils.config import AnalyzeConfig

@@ -7,7 +7,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from data.datasets import Split
+from data.splits import Split
 from utils.analysis.atlas import tiles_of
 from utils.analysis.misclassified import find_mistakes
 from utils.analysis.predictions import Predictions

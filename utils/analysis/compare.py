@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from data.datasets import Split
+from data.splits import Split
 from utils.analysis.atlas import tiles_of
 from utils.analysis.calibration import reliability
 from utils.analysis.predictions import Predictions

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from data.datasets import Split
+from data.splits import Split
 from utils.analysis.atlas import tiles_of
 from utils.analysis.predictions import Predictions
 from utils.analysis.sampling import stratified_choice

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.datasets import Split
+from data.splits import Split
 from utils.analysis import calibration, embedding, neighbours, robustness
 from utils.analysis.embedding import Embedding
 from utils.analysis.inference import fingerprint, predict_kept, predict_split, predict_test

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from data.datasets import Split
+from data.splits import Split
 from utils.analysis.atlas import Tile, tiles_of
 from utils.analysis.misclassified import Mistake, find_mistakes
 from utils.analysis.predictions import Predictions

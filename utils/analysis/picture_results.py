@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from tqdm import tqdm
 
-from data.images import Split, read_image
+from data.files import read_image
+from data.splits import Split
 from models.saved import ModelConfig
 from utils.analysis.cam.maps import Cam
 from utils.analysis.cam.overlay import draw_map, overlay

@@ -11,10 +11,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from data.datasets import Split, stratified_split
-from data.fingerprint import images_digest
 from data.loaders import EVALUATION_BATCH
-from models.saved import ModelConfig, load_model
+from data.splits import Split, stratified_split
+from models.saved import ModelConfig
 from utils.analysis.gradcam import Cams, choose_cams
 from utils.analysis.pictures import read_pictures
 from utils.config import AnalyzeConfig
@@ -120,7 +119,7 @@ def open_model(config: AnalyzeConfig, path: Path, option: str) -> tuple[SavedRun
     run = open_run(path, option, config.dataset, config.data_dir)
     while True:
         try:
-            return run, *load_model(run.model_folder)
+            return run, *run.load_model()
         except UserError:
             found = run.model_folder
             run = open_run(path, option, config.dataset, config.data_dir)
@@ -158,7 +157,7 @@ def _set_up_other(analysis: Analysis) -> Analysis:
     test = analysis.test
     if (run.dataset, run.data_dir) != (mine.dataset, mine.data_dir):
         test = run.split("test", model_config)
-        if images_digest(test) != images_digest(analysis.test):
+        if test.digest() != analysis.test.digest():
             raise UserError(
                 f"compare: {path} is not allowed; it was tested on other images than {mine.path}; name images for both "
                 "with --dataset and --data_dir"
