@@ -11,7 +11,7 @@ model is not beside it, --dataset and --data_dir name the images.
 """
 
 from utils.config import AnalyzeConfig
-from utils.config.options import parse_config
+from utils.config.parser import parse_config
 from utils.system.home import provide_home
 from utils.system.streams import keep_streams
 

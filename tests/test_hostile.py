@@ -651,7 +651,7 @@ def test_a_model_that_does_not_fit_its_weights_is_refused_before_it_is_built(cap
 @pytest.mark.parametrize("sizes", [{"image_size": 4096}, {"resolution": 128}, {"resolution": 4096}], ids=str)
 def test_images_that_there_is_no_memory_for_are_refused(capsys, attacked, sizes, monkeypatch):
     """For a single one, or for a batch of them."""
-    monkeypatch.setattr("utils.memory.free_memory", lambda device=None: 2**30)
+    monkeypatch.setattr("utils.system.memory.free_memory", lambda device=None: 2**30)
     path = attacked.run / "model/config.json"
     put(path, json.dumps(json.loads(path.read_bytes()) | sizes).encode())
     assert "GiB of memory" in analysis_refused(capsys, attacked)

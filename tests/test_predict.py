@@ -15,7 +15,7 @@ from utils.analysis import picture_results
 from utils.analysis.inference import predict_test
 from utils.analysis.pictures import find_pictures
 from utils.config import AnalyzeConfig
-from utils.config.options import parse_config, read_config
+from utils.config.parser import parse_config, read_config
 from utils.system.errors import UserError
 from utils.system.runtime import create_accelerator
 

@@ -32,7 +32,10 @@ from utils.analysis.report import render_report
 from utils.analysis.scores import headline
 from utils.analysis.section import write_table
 from utils.config import AnalyzeConfig, TrainConfig
-from utils.config.options import FOLDERS, LARGEST, _fits, read_config, to_yaml, write_config
+from utils.config.files import to_yaml, write_config
+from utils.config.options import options_of
+from utils.config.parser import read_config
+from utils.config.values import LARGEST, check_type
 from utils.plots.curves import curves_figure, epoch_curves
 from utils.plots.figures import message_figure, shown_name
 from utils.runs.metrics_file import MetricsFile
@@ -96,7 +99,7 @@ def in_range(config: Any) -> bool:
     """Whether every value is of its option's type and in its range."""
     for spec in dataclasses.fields(config):
         value, low, high = getattr(config, spec.name), spec.metadata["low"], spec.metadata["high"]
-        if not _fits(value, spec.type):
+        if attempt(check_type, spec, value)[1]:
             return False
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             above = low is None or (value > low if spec.metadata["open"] else value >= low)
@@ -132,7 +135,7 @@ def test_any_word_on_the_command_line_is_taken_or_refused(data, kind, text):
     if config is not None:
         assert in_range(config)
         value = getattr(config, name)
-        assert value == text or not isinstance(value, str) or name in FOLDERS
+        assert value == text or not isinstance(value, str) or options_of(kind)[name].metadata["path"]
 
 
 @examples(100)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from data.loaders import EVALUATION_BATCH
 from data.splits import Split, stratified_split
-from models.saved import ModelConfig, load_model
+from models.saved import ModelConfig
 from utils.analysis.gradcam import Cams, choose_cams
 from utils.analysis.pictures import read_pictures
 from utils.config import AnalyzeConfig
@@ -119,7 +119,7 @@ def open_model(config: AnalyzeConfig, path: Path, option: str) -> tuple[SavedRun
     run = open_run(path, option, config.dataset, config.data_dir)
     while True:
         try:
-            return run, *load_model(run.model_folder)
+            return run, *run.load_model()
         except UserError:
             found = run.model_folder
             run = open_run(path, option, config.dataset, config.data_dir)
