@@ -1,10 +1,13 @@
 """What analysis knows of a run: its folder, read and never written to outside the results folder."""
 
 import dataclasses
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from data.datasets import SOURCES, Split, load_split
 from models.saved import WEIGHTS, ModelConfig
@@ -13,8 +16,10 @@ from utils.config.options import load_config
 from utils.runs.checkpoint import MANIFEST, damage, newest_checkpoint
 from utils.runs.metrics_file import MetricsFile
 from utils.system.errors import UserError, nearest
-from utils.system.reading import check_files, check_folder, is_number, read_json, shown
+from utils.system.reading import check_files, check_folder, is_number, read_file, read_json, shown
 
+MOST_BYTES = 2 * 2**20  # of lr_finder.png
+LARGEST_SIDE = 4096  # of lr_finder.png, in pixels
 PRECISIONS = ("no", "fp16", "bf16")
 SUMMARY_NUMBERS = ("train_seconds", "epochs", "steps", "images_per_second")  # that the report shows
 
@@ -61,6 +66,15 @@ class SavedRun:
     def validation_fraction(self) -> float:
         """The share of the "train" images that training held out; 0 where that is not known of these images."""
         return self.config.validation_fraction if self.recorded and self.dataset == self.config.dataset else 0.0
+
+    def range_test_figure(self) -> bytes | None:
+        """The PNG file that the learning-rate range test left; None if it is missing or not such a file."""
+        try:
+            content = read_file(self.directory / "lr_finder.png", MOST_BYTES)
+            with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+                return content if max(image.size) <= LARGEST_SIDE else None
+        except (OSError, ValueError, SyntaxError, UserError, Image.DecompressionBombError):
+            return None
 
     def split(self, name: str, model_config: ModelConfig) -> Split:
         """The "train" or "test" images at the size of the model.
