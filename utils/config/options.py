@@ -29,6 +29,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_lo
 from jsonargparse.typing import register_type
 
 from utils.config.resolution import resolution_phases
+from utils.config.train import DATASETS, OPTIMIZERS, OptimizerDefaults
 from utils.system.errors import UserError, did_you_mean, first_rank_first, nearest, one_line
 from utils.system.files import replace_file
 from utils.system.launch import goes_before_the_script, read_launch
@@ -38,15 +39,7 @@ from utils.system.secrets import named_secret, without_secrets
 DatasetName = Literal["cifar10", "cifar100", "digits", "imagefolder"]
 OptimizerName = Literal["sgd", "adamw", "muon"]
 Tracker = Literal["wandb", "tensorboard", "trackio", "none"]
-QuickSection = Literal["curves", "classes", "gallery", "gradcam", "calibration", "label_issues", "model"]
-SlowSection = Literal["neighbours", "embedding", "robustness"]
-NATIVE_SIZES = {"cifar10": 32, "cifar100": 32}  # of data sets whose images ignore image_size, in pixels
 FOLDERS = {"run", "compare", "data_dir", "output_dir", "resume"}  # options that name one
-OPTIMIZER_DEFAULTS: dict[str, dict[str, float]] = {  # of the options that mean something else to each optimizer
-    "sgd": {"lr": 0.4, "momentum": 0.9, "weight_decay": 5e-4},
-    "adamw": {"lr": 0.001, "momentum": 0.9, "weight_decay": 0.05},
-    "muon": {"lr": 0.02, "momentum": 0.8, "weight_decay": 0.5},
-}
 LARGEST_IMAGE = 4096  # pixels of a side
 SMALLEST_ALPHA = 0.01  # of a Beta distribution: below it, torch's sampler underflows and draws one half instead
 LARGEST = 10**9  # of a number without a limit of its own: what is larger is a mistake, and overflows somewhere
@@ -76,7 +69,7 @@ def option(
 
 def _unset(name: str) -> str:
     """What an option without a value is for each optimizer, for its line in `--help`."""
-    return "; unset: " + ", ".join(f"{values[name]:g} for {kind}" for kind, values in OPTIMIZER_DEFAULTS.items())
+    return "; unset: " + ", ".join(f"{getattr(values, name):g} for {kind}" for kind, values in OPTIMIZERS.items())
 
 
 @dataclass
@@ -300,9 +293,9 @@ class TrainConfig(Config):
     debug: bool = option(False, "debugging", "show tracebacks")
 
     def __post_init__(self) -> None:
-        for name, value in OPTIMIZER_DEFAULTS.get(str(self.optimizer), {}).items():
+        for name in OptimizerDefaults._fields if str(self.optimizer) in OPTIMIZERS else ():
             if getattr(self, name) is None:
-                setattr(self, name, value)
+                setattr(self, name, getattr(OPTIMIZERS[self.optimizer], name))
         super().__post_init__()
         if not self.trackers or len(set(self.trackers)) < len(self.trackers):
             raise UserError(f"trackers: {self.trackers} is not allowed; name each tracker once, or none")
@@ -311,7 +304,7 @@ class TrainConfig(Config):
         for name in ("mixup", "cutmix"):
             if 0 < (value := getattr(self, name)) < SMALLEST_ALPHA:
                 raise UserError(f"{name}: {value:g} is not allowed; it must be 0 (off) or at least {SMALLEST_ALPHA:g}")
-        side = NATIVE_SIZES.get(self.dataset, self.image_size)
+        side = DATASETS[self.dataset].image_size or self.image_size
         resolution_phases(self.resolution, side, total_steps=1)
         if self.padding_mode == "reflect" and self.crop_padding >= side:
             raise UserError(
@@ -337,7 +330,20 @@ class AnalyzeConfig(Config):
     output_dir: str | None = option(None, "output", "folder of the results; unset: RUN/analysis")
     images: int = option(20, "output", "misclassified images with CAM and in misclassified.png", low=10, high=500)
     full: bool = option(False, "output", "also the sections that take minutes: neighbours, embedding, robustness")
-    only: list[QuickSection | SlowSection] = option([], "output", "these sections alone, such as curves,gallery")
+    only: list[
+        Literal[
+            "curves",
+            "classes",
+            "gallery",
+            "gradcam",
+            "calibration",
+            "label_issues",
+            "neighbours",
+            "embedding",
+            "robustness",
+            "model",
+        ]
+    ] = option([], "output", "these sections alone, such as curves,gallery")
     cam_method: str = option(
         "GradCAM", "GradCAM", "CAM classes of the grad-cam library, such as GradCAM or GradCAM,EigenCAM"
     )

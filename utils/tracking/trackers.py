@@ -11,17 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import TrainConfig
+from utils.config.train import TRACKERS
 from utils.system.errors import UserError, one_line
 from utils.system.reading import shown
 from utils.tracking.tracker import Identity, Tracker
 from utils.tracking.wandb_tracker import check_settings, switched_off
-
-# Each in a module of its own, which is imported when it is used: without a tracker its library is not loaded.
-TRACKERS = {
-    "wandb": ("utils.tracking.wandb_tracker", "WandbTracker"),
-    "tensorboard": ("utils.tracking.tensorboard_tracker", "TensorBoardTracker"),
-    "trackio": ("utils.tracking.trackio_tracker", "TrackioTracker"),
-}
 
 # Of environment.json: what identifies the run in its trackers, chosen at the first start and kept. These are names,
 # never paths: a run directory may come from a stranger.
