@@ -897,10 +897,10 @@ ANALYSES = [
     ("no pictures", "run --predict", "predict: the value is missing"),
     ("an empty name of a picture", ["run", "--predict", ""], "predict: '' is not allowed; it must not be empty"),
     ("a picture that is not there", "run --predict missing.png", "predict: missing.png does not exist"),
-    ("a folder without pictures", "run --predict empty", "predict: empty holds no picture"),
+    ("a folder without pictures", "run --predict empty", "predict: empty holds no photo"),
     ("a file that is no picture", "run --predict file", "predict: file is not a readable image"),
     ("pictures among the results", "run --predict images/test/cat --output_dir images/test/cat",
-     "has the pictures in it"),
+     "it holds the photos"),
 ]  # fmt: skip
 
 
@@ -931,7 +931,7 @@ def test_more_than_the_memory_is_one_line(capsys):
 
 
 def test_the_digits_larger_than_the_memory_are_refused(capsys, monkeypatch):
-    monkeypatch.setattr("utils.memory.free_memory", lambda device=None: 2**30)
+    monkeypatch.setattr("utils.system.memory.free_memory", lambda device=None: 2**30)
     argv = [*TRAIN, "--dataset", "digits", "--image_size", "4096", "--output_dir", "new"]
     refused(capsys, TrainConfig, argv, "image_size: 4096 needs 67.4 GiB of memory")
 

@@ -60,11 +60,11 @@ def cached(
     everywhere = accelerator.gather(torch.tensor([found is not None], device=accelerator.device))
     if found is not None and everywhere.all():  # a rank without it cannot compute alone
         return found
-    arrays = compute()
+    computed = compute()
     with raise_on_all_ranks(accelerator):
         if accelerator.is_main_process:
-            write(folders[0], name, fingerprint, arrays)
-    return arrays
+            write(folders[0], name, fingerprint, computed)
+    return computed
 
 
 def write(folder: Path, name: str, fingerprint: Mapping[str, Any], arrays: Arrays) -> None:

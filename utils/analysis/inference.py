@@ -75,7 +75,7 @@ def predict_split(analysis: Analysis, split: Split, label: str) -> Predictions:
 
 
 def predict_test(analysis: Analysis, *elsewhere: Path) -> Predictions:
-    """The test split's predictions, cached; also written as predictions.npz unless the cache of `elsewhere` had them."""
+    """The cached predictions of the test split, written as predictions.npz too unless they are from `elsewhere`."""
     predictions = predict_cached(analysis, analysis.test, "predictions", "predicting", *elsewhere)
     with raise_on_all_ranks(analysis.accelerator):
         if analysis.accelerator.is_main_process and cache_file(analysis.folder, "predictions").exists():

@@ -42,7 +42,8 @@ def set_up(config: AnalyzeConfig, accelerator: Accelerator) -> Analysis:
     _check_forward(model_config, min(len(test), EVALUATION_BATCH), accelerator)
     sections = choose_sections(config)
     needed = needs(sections)
-    with_training_images = "training images" in needed or ("validation images" in needed and run.validation_fraction > 0)
+    holds_out = run.validation_fraction > 0
+    reads_train = "training images" in needed or (holds_out and "validation images" in needed)
     analysis = Analysis(
         config,
         accelerator,
@@ -51,7 +52,7 @@ def set_up(config: AnalyzeConfig, accelerator: Accelerator) -> Analysis:
         model_config,
         cams,
         test,
-        run.split("train", model_config) if with_training_images else None,
+        run.split("train", model_config) if reads_train else None,
         None,
         sections,
         folder,
@@ -113,8 +114,8 @@ def _set_up_other(analysis: Analysis, path: Path) -> Analysis:
         test = run.split("test", model_config)
         if images_digest(test) != images_digest(analysis.test):
             raise UserError(
-                f"compare: {path} is not allowed; its test images are other images than those of {mine.path}; name images "
-                "for both with --dataset and --data_dir"
+                f"compare: {path} is not allowed; it has other images in its test set than {mine.path}; name "
+                "images for both with --dataset and --data_dir"
             )
     return dataclasses.replace(
         analysis,

@@ -10,9 +10,9 @@ A module says:
 
 and has one or two functions:
 
-    find(analysis, predictions)                 if all processes must work together, as for further predictions: called
-                                                on all of them; on the main process, what it returns is `found` below
-    section(analysis, predictions[, found])     called on the main process; returns the Section that is written and shown
+    find(analysis, predictions)              if all processes must work together, as for further predictions: called on
+                                             all of them; on the main process, what it returns is `found` below
+    section(analysis, predictions[, found])  called on the main process; returns the Section to write and to show
 
 `predictions` are those of the test set. A template is given `section` (the Section), `summary` (all of summary.json),
 `figures` (PNG files by name), `class_names`, and what else report/page.py lists.
@@ -27,7 +27,8 @@ from utils.analysis.section import Section
 from utils.config import AnalyzeConfig
 from utils.config.analyze import SECTIONS
 
-MODULES = {name: import_module(f"{__name__}.{name}") for name in SECTIONS}
+NAMES = (*SECTIONS[:-1], "compare", SECTIONS[-1])  # --compare alone brings it, so that --only does not offer it
+MODULES = {name: import_module(f"{__name__}.{name}") for name in NAMES}
 LABELS: dict[str, str] = {name: module.LABEL for name, module in MODULES.items()}
 
 
@@ -41,7 +42,7 @@ def _is_chosen(name: str, config: AnalyzeConfig) -> bool:
     if config.predict:  # which writes no report
         return False
     if "another run" in module.NEEDS:
-        return config.compare is not None
+        return bool(config.compare)
     return name in config.only if config.only else module.COST == "quick" or config.full
 
 
@@ -58,6 +59,4 @@ def find(analysis: Analysis, predictions: Predictions) -> dict[str, tuple[Any, .
 
 def build(analysis: Analysis, predictions: Predictions, found: dict[str, tuple[Any, ...]]) -> dict[str, Section]:
     """The sections by name, in page order. Call on the main process."""
-    return {
-        name: MODULES[name].section(analysis, predictions, *found.get(name, ())) for name in analysis.sections
-    }
+    return {name: MODULES[name].section(analysis, predictions, *found.get(name, ())) for name in analysis.sections}

@@ -1,5 +1,5 @@
-"""Is a model with a confidence of 80 % correct in 80 % of the cases? Reliability diagram and expected calibration error,
-of the model and of the model at the temperature that fits the validation split."""
+"""Is a model with a confidence of 80 % correct in 80 % of the cases? Reliability diagram and expected calibration
+error, without and with temperature scaling, fitted to the validation split."""
 
 import math
 from collections.abc import Mapping

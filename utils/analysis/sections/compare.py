@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -55,8 +54,9 @@ def section(analysis: Analysis, predictions: Predictions, found: tuple[SavedRun,
         "compare_calibration": calibration_figure(both, names),
     }
     histories = [history(each.rows) for each in (run, other)]
-    if all(histories):
-        figures["compare_curves"] = curves_figure(histories, names)
+    recorded = [each for each in histories if each]
+    if len(recorded) == 2:
+        figures["compare_curves"] = curves_figure(recorded, names)
     tiles = {}
     for name in ("fixed", "broken", "shared"):
         positions = most_confident_first(getattr(outcomes, name), predictions)
@@ -141,20 +141,22 @@ def calibration_figure(both: Sequence[Predictions], names: Sequence[str]) -> Fig
 
 
 def curves_figure(histories: Sequence[History], names: Sequence[str]) -> Figure:
-    """Test accuracy over epochs, and over the time of training where both have it."""
-    timed = all(each.seconds for each in histories)
+    """Test accuracy over epochs, and over training time if both recorded it."""
+    times = [each.seconds for each in histories if each.seconds]
+    timed = len(times) == len(histories)
     figure = new_figure(5.4, 5.8 if timed else 3.6)
     panels = figure.subplots(2 if timed else 1, sharey=True, squeeze=False)[:, 0]
-    longest = max(each.seconds[-1] for each in histories) if timed else 0.0
+    longest = max(seconds[-1] for seconds in times) if timed else 0.0
     unit, length = next((unit for unit in TIME_UNITS if longest >= 2 * unit[1]), TIME_UNITS[-1])
+    points = {"marker": "o", "markersize": 3}
     for each, label, style in zip(histories, labels(names), STYLES, strict=True):
-        points = {**style, "marker": "o", "markersize": 3}
-        panels[0].plot(each.epochs, each.accuracy, **points, label=f"{label}: {each.accuracy[-1]:.1%} at the end")
-        if timed:
-            panels[1].plot([seconds / length for seconds in each.seconds], each.accuracy, **points)
+        name = f"{label}: {each.accuracy[-1]:.1%} at the end"
+        panels[0].plot(each.epochs, each.accuracy, **style, **points, label=name)
     panels[0].set(title="Test accuracy after each epoch", xlabel="epoch")
     panels[0].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if timed:
+        for each, seconds, style in zip(histories, times, STYLES, strict=True):
+            panels[1].plot([second / length for second in seconds], each.accuracy, **style, **points)
         panels[1].set(xlabel=f"{unit} of training", xlim=(0, None))
     for axes in panels:
         axes.set_ylabel("test accuracy")

@@ -71,7 +71,7 @@ def section(analysis: Analysis, predictions: Predictions) -> Section:
 
 
 def find_label_issues(probabilities: np.ndarray, labels: np.ndarray) -> list[Candidate]:
-    """Images for which another class is as probable as it is on average for its own images, and more than the given one.
+    """Images for which another class is as probable as on average for its own images, and more than the given one.
 
     Confident learning (Northcutt et al. 2021, arXiv:1911.00068), ranked by normalised margin, the clearest first. A
     class that gets little probability on average thus needs less to be suggested.

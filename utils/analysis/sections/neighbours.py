@@ -47,7 +47,7 @@ def find(analysis: Analysis, predictions: Predictions) -> Arrays:
 
 
 def nearest(features: np.ndarray, training_features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of `training_features` at the smallest angles to each of `features` (n, F): positions, cosines (n, k)."""
+    """Positions and cosines (n, k) of the `training_features` at the smallest angles to each of `features` (n, F)."""
     from sklearn.neighbors import NearestNeighbors
 
     count = min(PER_IMAGE, len(training_features))
