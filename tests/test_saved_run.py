@@ -15,8 +15,8 @@ import analyze
 from data.datasets import load_split
 from models.saved import FORMAT_VERSION
 from tests.saved_runs import change, refusal
+from utils.analysis import setup
 from utils.analysis.inference import predict_test
-from utils.analysis.setup import set_up
 from utils.config import AnalyzeConfig
 from utils.config.options import parse_config
 from utils.release.classifier import ImageClassifier
@@ -41,7 +41,7 @@ def model_alone(digits_run, tmp_path) -> Path:
 
 
 def set_up(run: Path, **options):
-    return set_up(AnalyzeConfig(run=str(run), **options), create_accelerator())
+    return setup.set_up(AnalyzeConfig(run=str(run), **options), create_accelerator())
 
 
 def without(values: dict, names: set[str]) -> dict:

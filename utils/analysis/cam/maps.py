@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.analysis.cam.layers import CamLayer
-from utils.analysis.cam.methods import AUG_SMOOTH_COST, CLASSLESS, forward_passes, opened, targets
+from utils.analysis.cam.methods import AUG_SMOOTH_COST, CLASSLESS, forward_passes, opened, targets, without_bars
 from utils.system.duration import duration
 
 BATCH_PIXELS = 50 * 32 * 32  # of a batch, whose activations and gradients are held at once
@@ -68,7 +68,8 @@ def class_maps(model: nn.Module, cam: Cam, inputs: Tensor, classes: Sequence[int
         for start in bar:
             part = slice(start, start + step)
             goals = targets(cam.method, model, inputs[part], classes[part])
-            maps.append(compute(input_tensor=inputs[part], targets=goals, **smoothing))
+            with without_bars() if slow else contextlib.nullcontext():
+                maps.append(compute(input_tensor=inputs[part], targets=goals, **smoothing))
     model.zero_grad(set_to_none=True)
     return np.concatenate(maps)
 
