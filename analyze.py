@@ -2,16 +2,16 @@
 
     python analyze.py runs/resnet18                                     # figures, report.html and more in RUN/analysis/
     python analyze.py runs/resnet18 --images 50 --cam_method EigenCAM
-    python analyze.py runs/resnet18 --predict photo.png holiday/        # class probabilities and CAM of pictures
+    python analyze.py runs/resnet18 --predict photo.png holiday/        # class probabilities and CAMs of photos
     python analyze.py runs/resnet18 --compare runs/other                # fixed, broken and shared mistakes
     accelerate launch analyze.py runs/resnet18                          # inference on all devices
 
-RUN is a run directory, one of its checkpoints, or a folder with config.json and model.safetensors; where the run of a
-model is not beside it, --dataset and --data_dir name the images.
+RUN is a run directory, one of its checkpoints, or a folder with config.json and model.safetensors; for a model without
+its run, --dataset and --data_dir name the images.
 """
 
 from utils.config import AnalyzeConfig
-from utils.config.options import parse_config
+from utils.config.parser import parse_config
 from utils.system.home import provide_home
 from utils.system.streams import keep_streams
 
@@ -22,8 +22,6 @@ if __name__ == "__main__":  # --help and mistaken options are answered before th
 
 import contextlib
 from pathlib import Path
-
-import numpy as np
 
 from utils.analysis import photo_results, sections
 from utils.analysis.analysis import Analysis
@@ -67,7 +65,7 @@ def describe_photos(analysis: Analysis) -> dict:
         if not analysis.accelerator.is_main_process:
             return {}
         photos, cam = analysis.test, analysis.cams.chosen[0]
-        inputs = analysis.inputs_of(np.asarray(photos.images))
+        inputs = analysis.inputs_of(photos.images[:])
         maps = class_maps(analysis.model, cam, inputs, predictions.classes.tolist())
         return photo_results.write_results(
             analysis.folder, analysis.run, analysis.model_config, photos, predictions.probabilities, cam, maps

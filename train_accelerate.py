@@ -8,7 +8,7 @@ The same command goes on after a stop. `python analyze.py RUN` looks at the resu
 """
 
 from utils.config import TrainConfig
-from utils.config.options import parse_config
+from utils.config.parser import parse_config
 from utils.system.home import provide_home
 from utils.system.launcher import stop_with_launcher
 from utils.system.streams import keep_streams
@@ -17,7 +17,7 @@ if __name__ == "__main__":  # --help and mistaken options are answered before th
     keep_streams()
     provide_home()
     stop_with_launcher()
-    parse_config(TrainConfig, description=__doc__)
+    CONFIG = parse_config(TrainConfig, description=__doc__)
 
 import contextlib
 import dataclasses
@@ -34,8 +34,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from data.datasets import download
-from data.loaders import Batch, to_input
+from data.loaders import Batch
+from data.preprocessing import to_input
+from data.sources import download
 from models import create_model, model_arguments
 from models.norm import with_synchronised_batch_norm
 from utils.evaluation.scores import Scores
@@ -207,7 +208,7 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
             run.save()
             if signum:
                 bar.close()
-                raise Interrupted(signum, f"stopped at step {state.step}; {run.directory.how_to_go_on()}")
+                raise Interrupted(signum, f"stopped at step {state.step}; {run.directory.how_to_resume()}")
             started = time.perf_counter()
             window_started += started - paused
     state.train_seconds += time.perf_counter() - started
@@ -261,7 +262,7 @@ def evaluate_epoch(run: Run, stop: StopRequest, started: float) -> Scores:
     def stop_if_asked() -> None:
         if signum := stop.agreed():
             run.save()
-            going_on = run.directory.how_to_go_on()
+            going_on = run.directory.how_to_resume()
             raise Interrupted(signum, f"stopped after step {state.step}, before its evaluation; {going_on}")
 
     validation = run.evaluate(run.data.validation, stop_if_asked) if run.data.validation else None
@@ -301,7 +302,7 @@ def finish(run: Run, stop: StopRequest, scores: Scores | None) -> dict[str, Any]
 
     def stop_if_asked(where: str = "in the final evaluation") -> None:
         if signum := stop.agreed():
-            raise Interrupted(signum, f"stopped {where}, after all training; {run.directory.how_to_go_on()}")
+            raise Interrupted(signum, f"stopped {where}, after all training; {run.directory.how_to_resume()}")
 
     best = run.best if run.accuracy_to_beat is not None else None
     if best is not None:
@@ -330,9 +331,9 @@ def finish(run: Run, stop: StopRequest, scores: Scores | None) -> dict[str, Any]
 
 
 def command_line() -> None:
-    """The whole script; also what Accelerate's TPU launcher calls in each of its processes."""
+    """The whole script for Accelerate's TPU launcher, which imports it and calls this in each of its processes."""
     run_script(main, parse_config(TrainConfig, description=__doc__))
 
 
 if __name__ == "__main__":
-    command_line()
+    run_script(main, CONFIG)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from data.images import Split
+from data.splits import Split
 from models.saved import ModelConfig
 from utils.analysis import sections
 from utils.analysis.predictions import Predictions

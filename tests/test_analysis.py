@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import analyze
-from data.datasets import load_split
+from data.sources import load_split
 from models.saved import export_model, load_model
 from tests.saved_runs import change
 from utils.analysis.inference import predict_test
@@ -75,7 +75,7 @@ def test_accuracy_and_loss_are_those_of_the_training_run(analysed):
 def test_predictions_are_in_the_order_of_the_test_set(analysed):
     model, config = load_model(analysed / "model")
     split, _ = load_split("digits", "", "test", 16)
-    images = torch.from_numpy(split.images).permute(0, 3, 1, 2) / 255
+    images = torch.from_numpy(split.images[:]).permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(values)[:, None, None] for values in (config.mean, config.std))
     with torch.no_grad():
         expected = model((images - mean) / std)

@@ -28,10 +28,10 @@ from PIL import Image, PngImagePlugin
 
 import analyze
 import train_accelerate
-from data.images import read_image
+from data.files import read_image
 from tests.conftest import ROOT
 from utils.config import AnalyzeConfig, TrainConfig, completion
-from utils.config.options import parse_config, read_config
+from utils.config.parser import parse_config, read_config
 from utils.system.errors import run_script
 from utils.training.micro_batch import smallest_piece
 
@@ -325,7 +325,7 @@ CONTRADICTIONS = [
     ("a checkpoint that is not there", "--resume run/checkpoints/step-9",
      "resume: run/checkpoints/step-9 is not allowed"),
     ("a file for a checkpoint", "--resume file", "resume: file is not allowed; it must be auto, never or a checkpoint"),
-    ("a folder that is no checkpoint", "--resume empty --output_dir new", "resume: empty is not a whole checkpoint"),
+    ("a folder that is no checkpoint", "--resume empty --output_dir new", "resume: empty is not a valid checkpoint"),
     ("a checkpoint's name that is too long", f"--resume {'x' * 300}", "resume: xxx", "is not allowed"),
     ("timm's model with our width", "--model timm:resnet10t --width 32",
      "width: 32 is not allowed with timm:resnet10t"),
@@ -544,7 +544,7 @@ def test_what_nobody_may_read_or_write_is_refused(capsys, open_folder, given, wo
 def test_a_run_in_use_by_another_process_is_refused(capsys, place, tmp_path):
     run = Path(shutil.copytree(place / "run", tmp_path / "run"))
     holder = (
-        "import sys; from pathlib import Path; from utils.files import lock_folder; f = lock_folder(Path(sys.argv[1]))"
+        "import pathlib, sys; from utils.system.files import lock_folder; f = lock_folder(pathlib.Path(sys.argv[1]))"
     )
     command = [sys.executable, "-c", f"{holder}; print('held', flush=True); input()", str(run)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:

@@ -7,7 +7,7 @@ from safetensors.numpy import load_file
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 import analyze
-from data.datasets import load_dataset
+from data.sources import load_dataset
 from tests.saved_runs import change
 from utils.analysis.predictions import Predictions
 from utils.analysis.scores import reliability

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import analyze
-from data.datasets import load_split
+from data.sources import load_split
 from tests.conftest import ROOT
 from tests.saved_runs import change, refusal
 from utils.analysis.comparison import compare, history, mcnemar, paired_interval, per_class

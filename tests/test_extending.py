@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from data.datasets import load_split
+from data.sources import load_split
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow

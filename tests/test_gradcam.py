@@ -19,7 +19,7 @@ from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
 from torch import nn
 
 import analyze
-from data.datasets import load_split
+from data.sources import load_split
 from models import create_model
 from models.saved import load_model
 from tests.saved_runs import refusal

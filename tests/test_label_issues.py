@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.datasets import load_split
+from data.sources import load_split
 from utils.analysis.sections.label_issues import find_label_issues
 
 

@@ -7,7 +7,8 @@ import numpy as np
 from safetensors import safe_open
 
 import analyze
-from data.datasets import load_split, stratified_split
+from data.sources import load_split
+from data.splits import stratified_split
 from tests.saved_runs import change
 from utils.analysis.sections.neighbours import PER_IMAGE, nearest
 from utils.config import AnalyzeConfig

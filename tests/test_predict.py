@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 
 import analyze
-from data.datasets import load_split
+from data.sources import load_split
 from tests.saved_runs import change, refusal
 from utils.analysis import photo_results
 from utils.analysis.inference import predict_test
 from utils.analysis.photos import find_photos
 from utils.analysis.setup import set_up
 from utils.config import AnalyzeConfig
-from utils.config.options import parse_config, read_config
+from utils.config.parser import parse_config, read_config
 from utils.system.errors import UserError
 from utils.system.runtime import create_accelerator
 

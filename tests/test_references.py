@@ -10,8 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from data.datasets import load_dataset
-from data.loaders import to_input
+from data.preprocessing import to_input
+from data.sources import load_dataset
 from tests.processes import tiny_config
 from train_accelerate import _derived_seed, train_step
 from utils.analysis.sections.calibration import fit_temperature, negative_log_likelihood

@@ -19,7 +19,9 @@ from safetensors.torch import load_file, save_file
 from scipy.special import softmax
 
 import analyze
-from data.datasets import Split, load_split
+from data.images import InMemory
+from data.sources import load_split
+from data.splits import Split
 from models.saved import load_model
 from tests.saved_runs import sections_of
 from utils.analysis.predictions import Predictions
@@ -47,7 +49,7 @@ def weak_run(digits_run, tmp_path_factory) -> Path:
     run = Path(shutil.copytree(digits_run, tmp_path_factory.mktemp("weak") / "run"))
     split, _ = load_split("digits", "", "test", 16)
     for part in ("train", "test"):
-        for index, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
+        for index, (image, label) in enumerate(zip(split.images[:], split.labels, strict=True)):
             folder = run / "images" / part / NAMES[label]
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(folder / f"{index}.png")
@@ -402,7 +404,7 @@ def guesses(images: np.ndarray, classes: int) -> tuple[Split, Predictions]:
     generator = np.random.default_rng(0)
     labels = np.arange(len(images)) % classes
     logits = generator.normal(size=(len(images), classes)).astype(np.float32)
-    return Split(images, labels), Predictions(logits, np.empty((len(images), 0), np.float16), labels)
+    return Split(InMemory(images), labels), Predictions(logits, np.empty((len(images), 0), np.float16), labels)
 
 
 def written_page(run: Path, folder: Path, split: Split, predictions: Predictions, names: tuple[str, ...]) -> Path:
@@ -478,7 +480,7 @@ def test_many_classes_show_the_figure_and_a_list_of_confusions(open_page, digits
 def test_a_model_without_mistakes_has_a_page_too(open_page, digits_run, tmp_path):
     labels = np.arange(40)
     logits = 9 * np.eye(40, dtype=np.float32)
-    split, predictions = Split(noise(40), labels), Predictions(logits, np.empty((40, 0), np.float16), labels)
+    split, predictions = Split(InMemory(noise(40)), labels), Predictions(logits, np.empty((40, 0), np.float16), labels)
     page = open_page(written_page(digits_run, tmp_path, split, predictions, tuple(f"class {i}" for i in labels)))
     assert page.locator("#mistakes [role=status]").inner_text() == "No mistakes"
     assert page.locator(".behind").count() == 0

@@ -19,7 +19,7 @@ from torch import nn
 
 import analyze
 import train_accelerate
-from data.datasets import load_split
+from data.sources import load_split
 from models import classifier, create_model, model_arguments
 from models.norm import with_synchronised_batch_norm
 from models.saved import load_model, tensors_from_bytes

@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from data.datasets import Split, stratified_split
-from data.loaders import to_input
+from data.preprocessing import to_input
+from data.splits import Split, stratified_split
 from models.saved import ModelConfig
 from utils.analysis.cam.choose import Cams
 from utils.config import AnalyzeConfig

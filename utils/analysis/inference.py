@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.datasets import Split
-from data.fingerprint import images_digest
-from data.loaders import EvaluationLoader, to_input
+from data.loaders import EvaluationLoader
+from data.preprocessing import to_input
+from data.splits import Split
 from models import classifier
 from models.saved import tensors_to_bytes
 from utils.analysis.analysis import Analysis
@@ -134,7 +134,7 @@ def fingerprint(analysis: Analysis, *splits: Split) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "model_sha256": digest([analysis.model_config.to_bytes(), tensors_to_bytes(analysis.model.state_dict())]),
-        "images_sha256": [images_digest(split) for split in splits],
+        "images_sha256": [split.digest() for split in splits],
         "mixed_precision": analysis.accelerator.mixed_precision,
         "device": analysis.accelerator.device.type,
         "channels_last": analysis.run.config.channels_last,

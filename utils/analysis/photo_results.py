@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from tqdm import tqdm
 
-from data.images import Split, read_image
+from data.files import read_image
+from data.splits import Split
 from models.saved import ModelConfig
 from utils.analysis.cam.maps import Cam
 from utils.analysis.cam.overlay import draw_map, overlay
@@ -67,7 +68,7 @@ def write_results(
 
     Returns: the probability of every class by the path of the photo.
     """
-    names, paths = model_config.class_names, photos.paths or []
+    names, paths = model_config.class_names, photos.paths
     described = []
     images = map(photos.images.__getitem__, range(len(paths)))
     rows = zip(paths, images, probabilities, maps, strict=True)

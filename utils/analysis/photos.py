@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.images import SUFFIXES, ImageFiles, Split
+from data.files import SUFFIXES, ImageFiles
+from data.images import InMemory
+from data.splits import Split
 from utils.system.errors import UserError
 
 UNKNOWN = -1  # the label of a photo
@@ -20,7 +22,7 @@ def read_photos(names: Sequence[str], size: int, results: Path) -> Split:
     """
     paths = find_photos(names, results)
     try:
-        images = ImageFiles(paths, size).decode(range(len(paths)))
+        images = InMemory(ImageFiles(paths, size).decode(range(len(paths))))
     except UserError as error:
         raise UserError("predict: " + str(error).removeprefix("data_dir: ")) from error
     return Split(images, np.full(len(paths), UNKNOWN), [str(path) for path in paths])

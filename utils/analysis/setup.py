@@ -6,9 +6,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import nn
 
-from data.fingerprint import images_digest
 from data.loaders import EVALUATION_BATCH
-from models.saved import ModelConfig, load_model
+from models.saved import ModelConfig
 from utils.analysis.analysis import Analysis
 from utils.analysis.cam.choose import Cams, choose_cams
 from utils.analysis.photos import read_photos
@@ -75,7 +74,7 @@ def open_model(config: AnalyzeConfig, path: Path, option: str) -> tuple[SavedRun
     run = open_run(path, option, config.dataset, config.data_dir)
     while True:
         try:
-            return run, *load_model(run.model_folder)
+            return run, *run.load_model()
         except UserError:
             found = run.model_folder
             run = open_run(path, option, config.dataset, config.data_dir)
@@ -112,7 +111,7 @@ def _set_up_other(analysis: Analysis, path: Path) -> Analysis:
     test = analysis.test
     if (run.dataset, run.data_dir) != (mine.dataset, mine.data_dir):
         test = run.split("test", model_config)
-        if images_digest(test) != images_digest(analysis.test):
+        if test.digest() != analysis.test.digest():
             raise UserError(
                 f"compare: {path} is not allowed; it has other images in its test set than {mine.path}; name "
                 "images for both with --dataset and --data_dir"

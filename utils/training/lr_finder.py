@@ -33,7 +33,7 @@ def find_learning_rate(
 
     def step(rate: float) -> float:
         if signum := stop.agreed():
-            raise Interrupted(signum, f"stopped in the range test, before training; {run.directory.how_to_go_on()}")
+            raise Interrupted(signum, f"stopped in the range test, before training; {run.directory.how_to_resume()}")
         (position, batch), mean = next(batches), RunningMean(accelerator.device)
         mean.add(*train_step(run, batch, rate, position), batch.count)
         loss, _, count = mean.mean(accelerator)

@@ -12,8 +12,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from data.datasets import Dataset, Split
-from data.loaders import DeviceLoader, EvaluationLoader, TrainLoader, to_input
+from data.loaders import DeviceLoader, EvaluationLoader, TrainLoader
+from data.preprocessing import to_input
+from data.splits import Dataset, Split
 from models import model_arguments
 from models.saved import ModelConfig
 from models.summary import describe_model
@@ -217,7 +218,7 @@ class Run:
     def evaluate(self, split: Split, between_batches: Callable[[], None] = lambda: None, tta: str = "none") -> Scores:
         """Scores of the reported model as it is, over exactly the images of a split, at its training resolution."""
         accelerator = self.accelerator
-        decodes = split.in_memory() is None
+        decodes = split.images.in_memory is None
         loader = EvaluationLoader(
             split,
             accelerator.process_index,

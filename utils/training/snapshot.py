@@ -37,14 +37,6 @@ FILES = (
     "best.safetensors", "unaveraged.safetensors", "lookahead.safetensors",
 )  # fmt: skip
 
-# Options that may change when a run is resumed; all others decide which run it is.
-FREE_OPTIONS = {
-    "data_dir", "memory_fraction", "num_workers", "micro_batch_size", "max_steps", "find_lr", "channels_last",
-    "compile", "output_dir", "resume", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "trackers",
-    "project_name", "run_name", "run_group", "run_tags", "track_model", "debug", "peer_timeout",
-    "export", "push_to_hub", "on_nan", "nan_patience", "profile",
-}  # fmt: skip
-
 
 def pack(run: "Run") -> dict[str, bytes]:
     """The files of a checkpoint. config.json and model.safetensors alone are an exported model."""
@@ -76,10 +68,10 @@ def saved_option(files: Mapping[str, bytes], name: str, default: Any) -> Any:
 def check_options(files: Mapping[str, bytes], source: Path, config: TrainConfig) -> None:
     """Before any download: raises UserError naming what differs where a checkpoint belongs to another run."""
     trainer = _read_trainer(files, source)
-    mine = dataclasses.asdict(config)
+    mine, identity = dataclasses.asdict(config), config.identity()
     for name, value in trainer["options"].items():
         kept = name == "augment_backend" and mine[name] == "auto"  # goes on as it was
-        if name in mine and name not in FREE_OPTIONS and value != mine[name] and not kept:
+        if name in identity and value != mine[name] and not kept:
             raise UserError(
                 f"{name}: {mine[name]} differs from {shown(value)} in {source}; {_advice(name, value, mine)}"
             )

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.images import Images, Split
+from data.images import Images
+from data.splits import Split
 from utils.analysis.predictions import Predictions
 
 LONGEST_SIDE = 64  # pixels: larger images are scaled down

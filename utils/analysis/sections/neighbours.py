@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from data.datasets import Split
+from data.splits import Split
 from utils.analysis.analysis import Analysis
 from utils.analysis.cache import Arrays, Form, cached
 from utils.analysis.inference import fingerprint, predict_split

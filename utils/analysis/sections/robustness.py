@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from data.datasets import Split
+from data.images import Images, Positions
+from data.splits import Split
 from utils.analysis.analysis import Analysis
 from utils.analysis.cache import Arrays, Form, cached
 from utils.analysis.inference import fingerprint, predict_split
@@ -101,7 +102,7 @@ def corrupt(image: np.ndarray, name: str, strength: int, index: int) -> np.ndarr
     return corruption.make(image, corruption.values[strength - 1], index)
 
 
-class Corrupted:
+class Corrupted(Images):
     """Some images at every strength of every corruption, made on access.
 
     Position (c x 5 + s - 1) x n + i is image i of n at strength s of the c-th corruption.
@@ -115,11 +116,11 @@ class Corrupted:
     def __len__(self) -> int:
         return len(self.levels) * len(self.images)
 
-    def __getitem__(self, position: int | np.ndarray) -> np.ndarray:
-        if isinstance(position, np.ndarray):
-            return np.stack([self[one] for one in position.tolist()])
-        level, image = divmod(position, len(self.images))
-        return corrupt(self.images[image], *self.levels[level], int(self.indices[image]))
+    def take(self, indices: Positions) -> np.ndarray:
+        places = [divmod(int(index), len(self.images)) for index in indices]
+        return np.stack(
+            [corrupt(self.images[image], *self.levels[level], int(self.indices[image])) for level, image in places]
+        )
 
 
 @dataclass(frozen=True)
