@@ -1,8 +1,8 @@
 # make setup | demo | test | lint | coverage | audit | bench
 #
-# Everything happens in .venv, which is made with `python3 -m venv` where it is missing.
-#   make PYTHON=python3.12 setup          another interpreter for it
-#   PYTEST_ADDOPTS="-k resume" make test  pytest's own variable for more arguments
+# Everything runs in .venv, created with `python3 -m venv` if it is missing.
+#   make PYTHON=python3.12 setup          create it with another interpreter
+#   PYTEST_ADDOPTS="-k resume" make test  pass arguments to pytest
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,7 +13,7 @@ SIDE_BY_SIDE = --numprocesses "$$($(BIN)/python -c 'import os; print(min(8, os.c
 
 setup: $(INSTALLED)
 
-# The stamp is newer than the requirement files while .venv holds what they ask for.
+# The stamp is newer than the requirement files while .venv satisfies them.
 $(INSTALLED): requirements.txt requirements-optional.txt requirements-dev.txt constraints.txt | $(BIN)/pip
 	@echo "installing into .venv; the first time takes minutes, most of them for torch"
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt --constraint constraints.txt
@@ -23,19 +23,19 @@ $(INSTALLED): requirements.txt requirements-optional.txt requirements-dev.txt co
 $(BIN)/pip:
 	$(PYTHON) -m venv .venv
 
-# The options of accelerate launch are its defaults; without them it prints a warning that lists them.
+# These options of accelerate launch are its defaults; without them it warns and lists them.
 demo: $(INSTALLED)
 	rm -rf runs/digits
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		train_accelerate.py --config recipes/digits.yaml
 	$(BIN)/python analyze.py runs/digits
 
-# Files of tests side by side, two on each core, at most eight at once: tests wait for processes that die, time out or
-# write to a disk. Those with slow tests come first (tests/conftest.py).
+# Test files in parallel, two per core and at most eight: they mostly wait for processes that die, time out or write to
+# disk. Files with slow tests run first (tests/conftest.py).
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
-# The same tests, and how much of the code they reach, processes that they start included.
+# The same tests with coverage, including the processes that they start.
 coverage: $(INSTALLED)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --cov --cov-report=term:skip-covered --cov-fail-under=90
 
@@ -44,12 +44,12 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Known vulnerabilities of the tested versions; asks the package index.
+# Known vulnerabilities of the pinned versions; asks the package index.
 audit: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
-# A few random kills (the published run has 30), and the throughput on the digits: about ten minutes on two cores.
+# A few random kills (the published result has 30) and the throughput on the digits: about ten minutes on two cores.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/kill_test.py --kills 4
 	$(BIN)/python benchmarks/throughput.py

@@ -8,7 +8,7 @@ The same command resumes after a stop. `python analyze.py RUN` looks at the resu
 """
 
 from utils.config import TrainConfig
-from utils.config.options import parse_config
+from utils.config.parser import parse_config
 from utils.system.home import provide_home
 from utils.system.launcher import stop_with_launcher
 from utils.system.streams import keep_streams
@@ -17,7 +17,7 @@ if __name__ == "__main__":  # --help and mistaken options are answered before th
     keep_streams()
     provide_home()
     stop_with_launcher()
-    parse_config(TrainConfig, description=__doc__)
+    CONFIG = parse_config(TrainConfig, description=__doc__)
 
 import contextlib
 import math
@@ -33,7 +33,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from data.loaders import Batch, to_input
+from data.loaders import Batch
+from data.preprocessing import to_input
 from models import create_model, model_arguments
 from utils.evaluation.scores import Scores
 from utils.release.finish import check_release, push, write_exports, write_model_folder
@@ -157,7 +158,7 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
                 with meters.clock.paused():
                     save(run)
             if signum:
-                raise Interrupted(signum, f"stopped at step {step}; {run.directory.how_to_go_on()}")
+                raise Interrupted(signum, f"stopped at step {step}; {run.directory.how_to_resume()}")
 
 
 def train_step(run: Run, batch: Batch, lr: float, step: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -213,7 +214,7 @@ def evaluate_epoch(run: Run, stop: StopRequest, started: float) -> Scores:
     def stop_if_asked() -> None:
         if signum := stop.agreed():
             save(run)
-            resume = run.directory.how_to_go_on()
+            resume = run.directory.how_to_resume()
             raise Interrupted(signum, f"stopped after step {state.step}, before its evaluation; {resume}")
 
     validation = evaluate(run, run.data.validation, stop_if_asked) if run.data.validation else None
@@ -253,7 +254,7 @@ def finish(run: Run, stop: StopRequest, scores: Scores | None) -> dict[str, Any]
 
     def stop_if_asked(where: str = "in the final evaluation") -> None:
         if signum := stop.agreed():
-            raise Interrupted(signum, f"stopped {where}, after all training; {run.directory.how_to_go_on()}")
+            raise Interrupted(signum, f"stopped {where}, after all training; {run.directory.how_to_resume()}")
 
     if run.best and run.best_accuracy is not None:
         run.eval_model.load_state_dict(run.best)
@@ -279,9 +280,9 @@ def finish(run: Run, stop: StopRequest, scores: Scores | None) -> dict[str, Any]
 
 
 def command_line() -> None:
-    """The whole script; also what Accelerate's TPU launcher calls in each of its processes."""
+    """The whole script for Accelerate's TPU launcher, which imports it and calls this in each of its processes."""
     run_script(main, parse_config(TrainConfig, description=__doc__))
 
 
 if __name__ == "__main__":
-    command_line()
+    run_script(main, CONFIG)

@@ -24,7 +24,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.loaders import EvaluationLoader, to_input
+from data.loaders import EvaluationLoader
+from data.preprocessing import to_input
 from models.saved import load_model
 from utils.evaluation.tta import tta_logits
 from utils.runs.saved_run import open_run

@@ -36,7 +36,8 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.datasets import Split, load_split
+from data.sources import load_split
+from data.splits import Split
 from utils.system.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,7 +104,7 @@ def serve_as_cifar10(train: Split, test: Split) -> None:
 
     def initialise(self: Any, root: str, train: bool = True, transform: Any = None, **_: Any) -> None:
         self.root, self.train, self.transform, self.target_transform = root, train, transform, None
-        self.data, self.targets = splits[train].images, splits[train].labels.tolist()
+        self.data, self.targets = splits[train].images[:], splits[train].labels.tolist()
 
     torchvision.datasets.CIFAR10.__init__ = initialise
 

@@ -46,10 +46,12 @@ from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.augmentation import Augmentation
-from data.datasets import Dataset, download, load_dataset
-from data.loaders import DeviceLoader, EvaluationLoader, Steps, TrainLoader, to_input
-from data.tensor_augmentation import TensorAugmentation
+
+from data.augment import BatchPipeline, ImagePipeline, create_augmentations
+from data.loaders import DeviceLoader, EvaluationLoader, Steps, TrainLoader
+from data.preprocessing import to_input
+from data.sources import download, load_dataset
+from data.splits import Dataset
 from models import create_model
 from utils.config import TrainConfig
 from utils.evaluation.predict import predict
@@ -507,10 +509,10 @@ def augmentation_alone(settings: argparse.Namespace) -> dict[str, dict[str, floa
     data = load(settings)
     mean, std = torch.tensor([data.mean, data.std])
     size, steps = data.image_size, Steps(len(data.train), settings.batch_size, 0, 0, 1)
-    arguments = (size, size // 8, "random", size // 2, data.mean)
+    augmentations = create_augmentations(size, size // 8, "random", size // 2, data.mean)
     loaders = {
-        "tensor": DeviceLoader(data.train, TensorAugmentation(*arguments), steps, torch.device("cpu")),
-        "albumentations": TrainLoader(data.train, Augmentation(*arguments), steps),
+        "tensor": DeviceLoader(data.train, BatchPipeline(augmentations), steps, torch.device("cpu")),
+        "albumentations": TrainLoader(data.train, ImagePipeline(augmentations), steps),
     }
     batches = {name: inputs_of(loader, mean, std) for name, loader in loaders.items()}
     batches["torchvision_v2"] = torchvision_inputs(data, settings.batch_size)

@@ -1,13 +1,11 @@
-"""Decoded data sets on disk: decoded once, and in memory once per machine.
+"""The cache of decoded images: decoded once, and in memory once per machine.
 
 `<data_dir>/.decoded/` holds plain .npy arrays, which may be deleted at any time. Every process maps the same file, so
-that the page cache has the one copy of it, and a start has nothing to decode.
+the page cache holds a single copy of it, and a start has nothing to decode.
 """
 
 import contextlib
 import hashlib
-import io
-import math
 import os
 import time
 import uuid
@@ -18,9 +16,8 @@ from typing import Any
 import numpy as np
 import PIL
 
-VERSION = 2  # of the decoding in images.py: after a change there, what was stored before is not used any more
-HEADER_SIZE = 128  # bytes that NumPy puts before an array of up to four axes
-ABANDONED = 600  # seconds without a write after which the writer of a temporary file is taken for dead
+VERSION = 2  # of the decoding in files.py and preprocessing.py: a change there makes older caches invalid
+ABANDONED = 600  # seconds without a write after which the writer of a temporary file is presumed dead
 
 
 def decode_once(
@@ -31,37 +28,37 @@ def decode_once(
     dtype: np.dtype | type | str,
     decode: Callable[[], Any],
 ) -> np.ndarray:
-    """The array that `decode()` returns, from the file of an earlier call if there is one.
+    """The array that `decode()` returns, cached in a file.
 
-    The array is mapped copy-on-write: all processes share its memory, a write to it stays in the process. Where
-    nothing can be written (a read-only folder, a full disk), it is in private memory. What `decode` raises is raised.
+    The array is mapped copy-on-write: all processes share its memory, and a write to it stays in the process. If the
+    cache cannot be written (a read-only folder, a full disk), it is in private memory. Raises what `decode` raises.
 
     Args:
-        root: data_dir; the file is root/.decoded/<name>-<digest>.npy. A new one replaces those of the same name.
-        name: what the array is, among all arrays of that folder.
-        sources: paths of the files that it is made from, all below root. If a name, a size or a time of change among
-            them is not as it was, or another Pillow decodes them, the array is decoded anew.
+        root: data_dir; the file is root/.decoded/<name>-<digest>.npy. A new one replaces older ones of the same name.
+        name: of the array in that folder.
+        sources: paths of the files that it is decoded from, all below root. A changed name, size or time of
+            modification, or another version of Pillow, makes the cache invalid.
         shape: of the array; the first number may be -1 for any.
-        decode: returns the values, anything that NumPy makes an array of.
+        decode: returns the values, as anything that NumPy converts to an array.
     """
     folder = root / ".decoded"
     path = folder / f"{name}-{_digest(root, sources)}.npy"
     _delete(file for file in folder.glob("*.tmp") if _age(file) > ABANDONED)
-    stored = _map(path, shape, np.dtype(dtype))
-    if stored is not None:
-        return stored
+    cached = _map(path, shape, np.dtype(dtype))
+    if cached is not None:
+        return cached
     array = np.ascontiguousarray(decode(), dtype)
     try:
         _write(path, array)
     except OSError:
         return array
     _delete(file for file in folder.glob(f"{name}-{'?' * 16}.npy") if file != path)
-    stored = _map(path, shape, np.dtype(dtype))
-    return array if stored is None else stored
+    cached = _map(path, shape, np.dtype(dtype))
+    return array if cached is None else cached
 
 
 def _digest(root: Path, sources: Sequence[str]) -> str:
-    """16 characters that change with the files and with what decodes them, not with where root is."""
+    """16 characters that depend on the files and on what decodes them, not on where root is."""
     digest = hashlib.sha256(f"{VERSION} {PIL.__version__}".encode())
     for source in sources:
         try:
@@ -74,47 +71,41 @@ def _digest(root: Path, sources: Sequence[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
-    header = io.BytesIO()
-    description = {"descr": dtype.str, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(header, description)
-    return header.getvalue()
-
-
 def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
-    """The stored array, or None if there is none or it is damaged.
+    """The cached array, or None if it is missing, damaged or not what is expected.
 
-    The file is not parsed: its header must be, byte for byte, the one that was written.
+    The header, which may come from a stranger, is read by NumPy in the one format whose length is bounded (64 KB), and
+    compared before anything is mapped: no pickle, no array of another size.
     """
     try:
-        if not path.is_file():  # a pipe would be waited on
+        if not path.is_file():  # opening a pipe would wait for a writer
             return None
-        if shape[0] < 0:
-            item_size = dtype.itemsize * math.prod(shape[1:])
-            shape = ((path.stat().st_size - HEADER_SIZE) // item_size, *shape[1:])
         with open(path, "rb") as file:
-            if file.read(HEADER_SIZE) != _header(shape, dtype):
+            if np.lib.format.read_magic(file) != (1, 0):
                 return None
-            mapped = np.memmap(file, dtype, "c", HEADER_SIZE, shape)
-    except (OSError, ValueError):  # a file that is too short for its header is a ValueError
+            stored, fortran_order, stored_dtype = np.lib.format.read_array_header_1_0(file)
+            expected = stored[:1] + shape[1:] if shape[0] < 0 else shape
+            if (stored, fortran_order, stored_dtype) != (expected, False, dtype):
+                return None
+            mapped = np.memmap(file, dtype, "c", file.tell(), stored)
+    except Exception:  # on damaged headers NumPy raises errors of almost every kind
         return None
     return np.asarray(mapped)  # as a plain array: indexing a memmap costs more
 
 
 def _write(path: Path, array: np.ndarray) -> None:
-    """Writes the array durably: after a crash it is there, whole, or it is not.
+    """Writes the array durably: after a crash the file is complete or missing.
 
-    It is not decoded into the mapped file, since a disk that fills up would then kill the process.
+    The array is not decoded into a mapped file, since a disk that fills up would then kill the process.
     """
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "xb") as file:
-            file.write(_header(array.shape, array.dtype))
-            file.write(array.data)
+            np.lib.format.write_array(file, array, version=(1, 0), allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
-        # Another machine may have been faster and have mapped its file, which must then stay on a network drive.
+        # Another machine may have been faster and have mapped its file, which on a network drive must not be replaced.
         if _map(path, array.shape, array.dtype) is None:
             os.replace(temporary, path)
     finally:

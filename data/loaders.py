@@ -8,22 +8,20 @@ loader workers and micro-batches, and a resume inside an epoch needs nothing but
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from itertools import repeat
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from data.augmentation import Augmentation
-from data.images import ImageFiles, Split
-from data.tensor_augmentation import TensorAugmentation
+from data.augment.pipeline import BatchPipeline, ImagePipeline
+from data.splits import Split
 from utils.system.errors import EnvironmentFault, one_line
 
-EVALUATION_BATCH = 500  # images at a time, where nothing is trained
+EVALUATION_BATCH = 500  # images at a time in evaluation
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
@@ -31,17 +29,18 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
     """This rank's part of one step.
 
     `images` are uint8 (n, size, size, 3), `labels` int64 (n,), on the CPU or already on the device. `count` of them
     carry weight: n, or 0 for a rank that has no image in this step and got one as a filler. `global_count` is the count
-    over all ranks. For mixing, one more image stands before them (see Steps).
+    over all ranks. For mixing, one more image precedes them (see Steps).
     """
 
     images: Tensor
     labels: Tensor
-    count: int  # type: ignore[assignment] # tuples have a method of that name
+    count: int
     global_count: int
 
 
@@ -77,31 +76,30 @@ class Steps:
         return Batch(images, labels, 0 if filler else len(labels) - self.lead, global_count)
 
 
-class _Images(TorchDataset):
-    """Fetches whole batches of uint8 images; with an augmentation, each image is augmented for its epoch."""
+class _Batches(TorchDataset):
+    """Fetches whole batches of uint8 images; with a pipeline, each image is augmented for its epoch."""
 
-    def __init__(self, split: Split, augmentation: Augmentation | None = None):
-        self.split, self.augmentation = split, augmentation
+    def __init__(self, split: Split, pipeline: ImagePipeline | None = None):
+        self.split, self.pipeline = split, pipeline
 
     def __getitems__(self, key: tuple[int, np.ndarray]) -> tuple[Tensor, Tensor]:
         epoch, positions = key
-        images, labels = self.split.images, self.split.labels[positions]
-        if self.augmentation is None and not isinstance(images, ImageFiles):
-            return torch.from_numpy(images[positions]), torch.from_numpy(labels)
-        batch = [images[position] for position in positions]
-        if self.augmentation is not None:
-            batch = [self.augmentation(*pair) for pair in zip(batch, repeat(epoch), positions.tolist(), strict=False)]
-        return torch.from_numpy(np.stack(batch)), torch.from_numpy(labels)
+        images, labels = self.split.images, torch.from_numpy(self.split.labels[positions])
+        if self.pipeline is None:
+            return torch.from_numpy(images.take(positions)), labels
+        batch = images.originals(positions) if self.pipeline.needs_original else images.take(positions)
+        keys = zip(batch, positions.tolist(), strict=True)
+        return torch.from_numpy(np.stack([self.pipeline(image, epoch, index) for image, index in keys])), labels
 
 
-def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _unchanged(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return batch
 
 
 def _from_worker(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
-    """As tensors through shared memory, or where that is full, as arrays, which torch sends through a pipe.
+    """As tensors in shared memory or, if that is full, as arrays, which torch sends through a pipe.
 
-    Left to torch, a full shared memory is noticed in a thread of the worker, and the batch waited for for ever.
+    torch itself would run into the full shared memory in a thread of the worker, and the loader would wait forever.
     """
     images, labels = batch
     try:
@@ -111,15 +109,15 @@ def _from_worker(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | tuple[
 
 
 class _TorchLoader:
-    """PyTorch's loader, which also works where /dev/shm is small (64 MB in many containers).
+    """PyTorch's loader, which also works if /dev/shm is small (64 MB in many containers).
 
     Args:
-        tells: whether this process says so.
+        warns: whether this process warns of that.
     """
 
-    def __init__(self, images: _Images, keys: Iterable, num_workers: int, pin_memory: bool, tells: bool):
-        self._tells = tells
-        collate: Callable[[Any], Any] = _from_worker if num_workers else _as_it_is
+    def __init__(self, images: _Batches, keys: Iterable, num_workers: int, pin_memory: bool, warns: bool):
+        self._warns = warns
+        collate: Callable[[Any], Any] = _from_worker if num_workers else _unchanged
         self._loader = DataLoader(
             images,
             batch_sampler=keys,
@@ -130,19 +128,19 @@ class _TorchLoader:
         )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Raises EnvironmentFault where the workers cannot be started."""
+        """Raises EnvironmentFault if the workers cannot be started."""
         try:
             batches = iter(self._loader)
         except OSError as error:  # no room for their semaphores in /dev/shm, no more processes, memory or open files
             raise EnvironmentFault(
-                f"the loader workers cannot be started ({one_line(error)}); --num_workers 0 does without them"
+                f"the loader workers cannot be started ({one_line(error)}); --num_workers 0 needs none"
             ) from error
         for images, labels in batches:
-            if self._tells and isinstance(images, np.ndarray):
-                self._tells = False
+            if self._warns and isinstance(images, np.ndarray):
+                self._warns = False
                 print(
-                    "warning: shared memory (/dev/shm) is too small for the loader workers, so batches take a slower "
-                    "way; `docker run --shm-size 1g` makes it larger",
+                    "warning: shared memory (/dev/shm) is too small for the loader workers, so batches go through "
+                    "pipes, which is slower; `docker run --shm-size 1g` makes it larger",
                     file=sys.stderr,
                 )
             yield torch.as_tensor(images), torch.as_tensor(labels)
@@ -170,11 +168,11 @@ class TrainLoader:
     """
 
     def __init__(
-        self, split: Split, augmentation: Augmentation, steps: Steps, num_workers: int = 0, pin_memory: bool = False
+        self, split: Split, pipeline: ImagePipeline, steps: Steps, num_workers: int = 0, pin_memory: bool = False
     ):
         self.steps, self._keys = steps, _Keys(steps)
         self._loader = _TorchLoader(
-            _Images(split, augmentation), self._keys, num_workers, pin_memory, tells=steps.rank == 0
+            _Batches(split, pipeline), self._keys, num_workers, pin_memory, warns=steps.rank == 0
         )
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
@@ -187,29 +185,33 @@ class TrainLoader:
 class DeviceLoader:
     """As TrainLoader, for images that live on the device and are augmented there, a whole batch at once.
 
-    On a CPU they stay where they are, in memory that all processes of the machine share. Only an epoch's order and its
-    choices are copied to the device, and the host waits for nothing.
+    On a CPU they stay in the memory that all processes of the machine share. Only the order and the choices of an epoch
+    are copied to the device, and the host never waits for it.
+
+    Raises ValueError if the images are not in memory, or the pipeline needs more of them than was fitted.
     """
 
-    def __init__(self, split: Split, augmentation: TensorAugmentation, steps: Steps, device: torch.device):
-        self.steps, self.augmentation, self.device = steps, augmentation, device
-        held = split.in_memory()
+    def __init__(self, split: Split, pipeline: BatchPipeline, steps: Steps, device: torch.device):
+        self.steps, self.pipeline, self.device = steps, pipeline, device
+        held = split.images.in_memory
         if held is None:
             raise ValueError("the images are not in memory")
+        if pipeline.needs_original and split.images.fitted:
+            raise ValueError("the images in memory are fitted, and an augmentation needs the originals")
         images, places = held
         self.images, self.places = torch.from_numpy(images).to(device), torch.from_numpy(places).to(device)
         self.labels = torch.from_numpy(split.labels).to(device)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yields this rank's part of each step of an epoch, from first_step on."""
-        choices = self.augmentation.draw(epoch, self.steps.count).to(self.device, non_blocking=True)
+        choices = self.pipeline.draw(epoch, self.steps.count).to(self.device, non_blocking=True)
         parts = list(self.steps.positions(epoch, first_step))
         if not parts:
             return
         sizes = [len(part) for part in parts]
         positions = torch.from_numpy(np.concatenate(parts)).to(self.device, non_blocking=True)
         for step, mine in enumerate(positions.split(sizes), first_step):
-            images = self.augmentation(self.images.index_select(0, self.places[mine]), choices.index_select(0, mine))
+            images = self.pipeline(self.images.index_select(0, self.places[mine]), choices.index_select(0, mine))
             yield self.steps.batch(step, images, self.labels.index_select(0, mine))
 
 
@@ -217,7 +219,7 @@ class EvaluationLoader:
     """A split in its own order, in fixed batches that are dealt to the ranks in turn.
 
     The batches are the same for every number of ranks, and so are the logits. Every rank gets the same number of
-    rounds; where there is no batch left for it, None.
+    rounds: None if there is no batch left for it.
     """
 
     def __init__(
@@ -233,7 +235,7 @@ class EvaluationLoader:
         self.count, self.batch_size = len(split), batch_size
         self.rounds = math.ceil(len(batches) / world_size)
         mine = [(0, np.arange(batch.start, batch.stop)) for batch in batches[rank::world_size]]
-        self._loader = _TorchLoader(_Images(split), mine, num_workers, pin_memory, tells=rank == 0)
+        self._loader = _TorchLoader(_Batches(split), mine, num_workers, pin_memory, warns=rank == 0)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor] | None]:
         given = 0
@@ -241,22 +243,3 @@ class EvaluationLoader:
             given += 1
             yield batch
         yield from [None] * (self.rounds - given)
-
-
-def to_input(images: Tensor, mean: Tensor, std: Tensor, channels_last: bool = True, size: int | None = None) -> Tensor:
-    """uint8 (N, H, W, 3) as normalised float32 (N, 3, H, W) on the device of `mean` and `std` (3,), scale 0 to 1.
-
-    With `size`, scaled to (N, 3, size, size) by torch's adaptive average pooling (F.interpolate, mode "area"): row i is
-    the mean of the rows from floor(i H / size) to before ceil((i + 1) H / size), columns alike. Where size does not
-    divide H these windows overlap, and whole pixels are averaged, not the shares of them that the area would have.
-    """
-    count, height, width, _ = images.shape
-    rows = images.to(mean.device, non_blocking=True).to(torch.float32).view(count, height, 3 * width)
-    # Whole rows of pixels against mean and std repeated as often: four times the speed of broadcasting single pixels.
-    rows.sub_(255 * mean.repeat(width)).div_(255 * std.repeat(width))
-    inputs = rows.view(count, height, width, 3).permute(0, 3, 1, 2)  # channels last in memory
-    if size is not None and size != height:
-        # Apple's GPUs scale by whole numbers only.
-        place = torch.device("cpu") if inputs.device.type == "mps" else inputs.device
-        inputs = F.interpolate(inputs.to(place), size=(size, size), mode="area").to(inputs.device)
-    return inputs if channels_last else inputs.contiguous()

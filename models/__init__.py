@@ -1,12 +1,12 @@
 """Models by name. To add one: a file with its class, and a line in MODELS.
 
-A model maps images to logits in `forward` and to the features that its linear layer `fc` sees in `forward_features`. It
-takes `norm` and `width`, as the options of these names. Models called `timm:NAME` are timm's (timm_models.py), with
-timm's own `get_classifier` in place of `fc`.
+A model maps images to logits in `forward` and to the inputs of its linear layer `fc` in `forward_features`. It takes
+`norm` and `width`, as the options of these names. Models called `timm:NAME` are timm's (timm_models.py), with its
+`get_classifier` in place of `fc`.
 
-A model may define `initialise_from(inputs: Tensor) -> None`. A new run then calls it once, before training, with a few
-thousand normalised training images, float32 (N, 3, H, W), without augmentation; a resumed or loaded model has in its
-weights what it learned from them. It must be deterministic, so that every process makes the same of the same images.
+A model may define `initialise_from(inputs: Tensor) -> None`. A new run calls it once, before training, with a few
+thousand normalised training images, float32 (N, 3, H, W), without augmentation; a resumed or loaded model has the
+result in its weights. It must be deterministic, so that every process initialises the same weights.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ MODELS = {
     "resnet34": resnet34,
     "speednet": speednet,
 }
-ARGUMENTS = {"norm": str, "width": int}  # a saved model may name these and no other
+ARGUMENTS = {"norm": str, "width": int}  # all that a saved model may name
 
 
 def list_models() -> list[str]:
@@ -45,16 +45,16 @@ def create_model(name: str, num_classes: int, **arguments: Any) -> nn.Module:
         raise UserError(f"model: {name!r} is not allowed; {suggestion(name, [*list_models(), PREFIX + 'NAME'])}")
     try:
         if not all(type(value) is ARGUMENTS.get(argument) for argument, value in arguments.items()):
-            raise TypeError("norm is a name, width a whole number; it takes no other")
+            raise TypeError("norm must be a name, width a whole number; there are no others")
         return MODELS[name](num_classes=num_classes, **arguments)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # of torch, for sizes that are none
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # of torch, for impossible sizes
         raise UserError(f"model: {name} does not accept {shown(arguments)} ({one_line(error)})") from error
 
 
 def model_arguments(config: TrainConfig, image_size: int) -> dict[str, Any]:
-    """What create_model is to be given, besides the classes, for a training on images of that side in pixels.
+    """The arguments of create_model, besides the classes, for images of that side in pixels.
 
-    Raises UserError for options that the model does not have.
+    Raises UserError for options that the model does not take.
     """
     own = {"norm": config.norm, "width": config.width}
     if not config.model.startswith(PREFIX):
@@ -69,9 +69,9 @@ def model_arguments(config: TrainConfig, image_size: int) -> dict[str, Any]:
 
 
 def classifier(model: nn.Module) -> nn.Module:
-    """The layer that makes the logits of an image from its features."""
+    """The layer that maps features to logits."""
     given: Any = model
     if not hasattr(given, "get_classifier"):
         return given.fc
     found = given.get_classifier()
-    return found[0] if isinstance(found, tuple) else found  # distilled transformers have one for each of two tokens
+    return found[0] if isinstance(found, tuple) else found  # distilled transformers have two heads

@@ -1,4 +1,4 @@
-"""The norm layers that every family offers under the same names."""
+"""Norm layers by name, the same for every family."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,14 +10,14 @@ from utils.system.errors import UserError
 
 
 def choose_norm(norm: str, width: int, **batch_norm: Any) -> Callable[[int], nn.Module]:
-    """What makes a norm layer of that kind from its number of channels.
+    """A constructor of norm layers that takes the number of channels.
 
     Args:
-        norm: "batch", or "group" (32 groups or fewer; Wu and He 2018, arXiv:1803.08494), without batch statistics.
-        width: what every number of channels is a multiple of.
-        batch_norm: arguments for batch norm alone, such as its momentum.
+        norm: "batch", or "group" (up to 32 groups; Wu and He 2018, arXiv:1803.08494), without batch statistics.
+        width: a divisor of every number of channels.
+        batch_norm: further arguments of batch norm, such as its momentum.
 
-    Raises UserError for another kind.
+    Raises UserError for an unknown norm.
     """
     if norm == "batch":
         return partial(nn.BatchNorm2d, **batch_norm)
@@ -28,9 +28,9 @@ def choose_norm(norm: str, width: int, **batch_norm: Any) -> Callable[[int], nn.
 
 
 def with_synchronised_batch_norm(model: nn.Module) -> nn.Module:
-    """The model with batch norm over the parts that all processes have of a batch; for CUDA.
+    """The model with SyncBatchNorm: statistics over all processes' parts of a batch; needs CUDA.
 
-    Some of timm's layers are a norm and its activation, which torch's conversion would lose.
+    Some of timm's norm layers include an activation, which torch's conversion would lose.
     """
     if type(model).__module__.partition(".")[0] == "timm":
         from timm.layers import convert_sync_batchnorm

@@ -41,7 +41,7 @@ class ResNet(nn.Module):
     Args:
         blocks: blocks in each of the four stages.
         num_classes: outputs of the linear layer.
-        norm: "batch", or "group" (32 groups or fewer, Wu and He 2018), which keeps no batch statistics.
+        norm: "batch", or "group" (up to 32 groups, Wu and He 2018), which has no batch statistics.
         width: channels of the first stage; each later one has twice as many. 64 is the paper's.
     """
 

@@ -1,7 +1,7 @@
 """The exported model: config.json and model.safetensors, all that is needed to predict.
 
-Neither is ever executed, and either may come from a stranger: memory is taken for what was found to fit, and whatever
-is wrong ends in one line.
+Both may come from a stranger. Neither is ever executed, sizes are checked before memory is allocated, and whatever is
+wrong ends in one line.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from models import create_model
-from utils.config.options import LARGEST_IMAGE
+from utils.config.train import LARGEST_IMAGE
 from utils.evaluation.tta import TTA
 from utils.system.errors import UserError, one_line
 from utils.system.files import replace_file, to_json
@@ -25,19 +25,19 @@ from utils.system.memory import check_memory, forward_memory
 from utils.system.reading import MOST_BYTES, MOST_SHOWN, check_size, is_number, is_text, parse_json, read_file, shown
 
 FORMAT_VERSION = 2  # of an exported model and of a checkpoint
-WEIGHTS = "model.safetensors"
-# What a broken or foreign safetensors file can end in; the last three come from torch, for shapes and kinds of numbers.
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# Errors of an invalid safetensors file; the last three come from torch, for shapes and dtypes.
 UNREADABLE = (SafetensorError, ValueError, LookupError, TypeError, RuntimeError, OverflowError)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that is needed to predict: model/config.json.
+    """model/config.json: everything that is needed to predict, besides the weights.
 
     Attributes:
         image_size: side of the data set's images in pixels.
         mean, std: per channel, on a scale of 0 to 1.
-        resolution: the side to which the model wants them scaled; unset: image_size.
+        resolution: side in pixels to which they are scaled for the model; unset: image_size.
         tta: test-time augmentation that the model is reported with.
     """
 
@@ -53,16 +53,16 @@ class ModelConfig:
 
     @property
     def input_size(self) -> int:
-        """Side in pixels of what the model is given."""
+        """Side of the model's input in pixels."""
         return self.resolution or self.image_size
 
     def create_model(self) -> nn.Module:
         return create_model(self.architecture, len(self.class_names), **self.arguments)
 
     def without_weights(self) -> nn.Module:
-        """The model as it is described, without memory for its weights."""
+        """The model on the meta device, without memory for its weights."""
         with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # initial values that cannot be drawn without memory
+            warnings.simplefilter("ignore")  # about initial values, which meta tensors do not have
             return self.create_model().eval()
 
     def to_bytes(self) -> bytes:
@@ -70,43 +70,63 @@ class ModelConfig:
 
 
 def export_model(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
-    """Writes config.json and model.safetensors; each is replaced in one step."""
+    """Writes config.json and model.safetensors; each is replaced atomically."""
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / "config.json", config.to_bytes())
-    replace_file(folder / WEIGHTS, tensors_to_bytes(weights))  # last: who finds them finds a whole model
+    replace_file(folder / CONFIG, config.to_bytes())
+    replace_file(folder / WEIGHTS, tensors_to_bytes(weights))  # last, so that weights imply a config
 
 
 def load_model(folder: Path) -> tuple[nn.Module, ModelConfig]:
-    """The model of an exported folder (or of a checkpoint), on the CPU in eval mode.
+    """The model of an exported folder, on the CPU in eval mode.
 
-    It is built for its weights, not before: what config.json describes is compared with the file of the weights first.
-    Raises UserError naming the file where something is missing, damaged or does not fit.
+    It is built for its weights, not before: what config.json describes is first compared with the shapes in the weights
+    file. Raises UserError naming the file that is missing, damaged or does not fit.
     """
     config, path = read_model_config(folder), folder / WEIGHTS
-    described = config.without_weights()
-    _check_header(path)
+    check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no dict)
-            _check_shapes(described, shapes, path)
-            held = sum(tensor.nbytes for tensor in (*described.parameters(), *described.buffers()))
-            check_memory(2 * held, str(folder))  # the model and its weights
-            check_memory(forward_memory(described, config.input_size), str(folder))
+            _check_fit(config, shapes, path)
             weights = {name: file.get_tensor(name) for name in shapes}
     except UNREADABLE as error:
         raise UserError(f"{path}: not a safetensors file ({one_line(error)})") from error
+    return _with_weights(config, weights, path)
+
+
+def model_from_files(files: Mapping[str, bytes], folder: Path) -> tuple[nn.Module, ModelConfig]:
+    """As load_model, from the contents of the two files, which were read from `folder` and verified."""
+    for name in (CONFIG, WEIGHTS):
+        if name not in files:
+            raise UserError(f"{folder / name} is missing")
+    config, path = parse_model_config(files[CONFIG], folder / CONFIG), folder / WEIGHTS
+    weights = tensors_from_bytes(files[WEIGHTS], path)
+    _check_fit(config, {name: tuple(tensor.shape) for name, tensor in weights.items()}, path)
+    return _with_weights(config, weights, path)
+
+
+def _check_fit(config: ModelConfig, shapes: Mapping[str, Sequence[int]], path: Path) -> None:
+    """Raises UserError unless the weights are those of the model that is described, and both fit into memory."""
+    described = config.without_weights()
+    _check_shapes(described, shapes, path)
+    held = sum(tensor.nbytes for tensor in (*described.parameters(), *described.buffers()))
+    check_memory(2 * held, str(path.parent))  # the model and its weights
+    check_memory(forward_memory(described, config.input_size), str(path.parent))
+
+
+def _with_weights(config: ModelConfig, weights: Mapping[str, Tensor], path: Path) -> tuple[nn.Module, ModelConfig]:
     model = config.create_model()
     load_weights(model, weights, path)
     return model.eval(), config
 
 
 def read_model_config(folder: Path) -> ModelConfig:
-    path = folder / "config.json"
+    path = folder / CONFIG
     return parse_model_config(read_file(path), path)
 
 
 def parse_model_config(content: bytes, path: Path) -> ModelConfig:
-    """The model config in a file's content. Raises UserError naming its path."""
+    """The model config in the content of a file. Raises UserError naming its path."""
     values = parse_json(content, path)
     check_version(values.get("format_version"), path)
     try:
@@ -123,7 +143,7 @@ def parse_model_config(content: bytes, path: Path) -> ModelConfig:
 
 
 def check_version(version: Any, path: Path) -> None:
-    """Raises UserError unless a file is of this format version or an older one."""
+    """Raises UserError unless a file has this format version or an older one."""
     if type(version) is not int or version < 1:
         raise UserError(f"{path}: not a model config or checkpoint of this suite (format version {shown(version)})")
     if version > FORMAT_VERSION:
@@ -131,40 +151,40 @@ def check_version(version: Any, path: Path) -> None:
 
 
 def _misfit(config: ModelConfig) -> str | None:
-    """What in a model config is not of the form that ModelConfig says; None if nothing is."""
+    """What is invalid in a model config; None if nothing is."""
     if not (isinstance(config.architecture, str) and len(config.architecture) <= MOST_SHOWN):
-        return "architecture is a name"
+        return "architecture must be a name"
     if not isinstance(config.arguments, dict):
-        return "arguments are a mapping"
+        return "arguments must be a mapping"
     if {"name", "num_classes"} & config.arguments.keys():
-        return "arguments are those that class_names do not decide"
+        return "arguments must not name the architecture or the number of classes"
     if not config.class_names or not all(is_text(name) for name in config.class_names):
-        return "class_names are texts, at least one"
+        return "class_names must be one or more texts"
     if len(set(config.class_names)) < len(config.class_names):
-        return "class_names are not all different"
+        return "class_names must all be different"
     for name in ("image_size", "resolution"):
         side = getattr(config, name)
         if not (type(side) is int and 1 <= side <= LARGEST_IMAGE) and (name, side) != ("resolution", None):
-            return f"{name} is {shown(side)}, not a number of pixels up to {LARGEST_IMAGE}"
+            return f"{name} is {shown(side)}, it must be a number of pixels up to {LARGEST_IMAGE}"
     if config.tta not in TTA:
-        return f"tta is one of {', '.join(TTA)}"
+        return f"tta must be one of {', '.join(TTA)}"
     for values in (config.mean, config.std):
         if len(values) != 3 or not all(is_number(value) for value in values):
-            return "mean and std are three numbers each"
-    return None if min(config.std) > 0 else "std is greater than 0"
+            return "mean and std must be three numbers each"
+    return None if min(config.std) > 0 else "std must be greater than 0"
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
-    """Puts weights into a model. Raises UserError naming what does not fit."""
+    """Loads weights into a model. Raises UserError naming what does not fit."""
     check_weights(model, weights, source)
     try:
         model.load_state_dict(weights)
-    except RuntimeError as error:  # numbers of a kind that torch cannot convert
+    except RuntimeError as error:  # a dtype that torch cannot convert
         raise UserError(f"{source}: the weights do not fit the model ({one_line(error)})") from error
 
 
 def check_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
-    """Raises UserError naming what in weights does not fit a model: names, shapes, kinds of numbers."""
+    """Raises UserError naming what in weights does not fit a model: names, shapes, dtypes."""
     _check_shapes(model, {name: tuple(tensor.shape) for name, tensor in weights.items()}, source)
     for name, mine in model.state_dict().items():
         kind = weights[name].dtype
@@ -173,7 +193,7 @@ def check_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path)
 
 
 def _check_shapes(model: nn.Module, shapes: Mapping[str, Sequence[int]], source: Path) -> None:
-    """Raises UserError unless a file has the tensors of a model, each of its shape."""
+    """Raises UserError unless a file has a model's tensors, in their shapes."""
     mine = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     problems = [f"{name} is missing" for name in mine if name not in shapes]
     problems += [f"the model has no {shown(name)}" for name in shapes if name not in mine]
@@ -188,7 +208,7 @@ def _check_shapes(model: nn.Module, shapes: Mapping[str, Sequence[int]], source:
 
 
 def _sides(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape)) or "a single number"
+    return "x".join(map(str, shape)) or "a scalar"
 
 
 def tensors_to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
@@ -204,14 +224,14 @@ def tensors_from_bytes(content: bytes, source: Path) -> dict[str, Tensor]:
         raise UserError(f"{source}: not a safetensors file ({one_line(error)})") from error
 
 
-def _check_header(path: Path) -> None:
-    """Raises UserError for a safetensors file that cannot be opened within the memory there is."""
+def check_header(path: Path) -> None:
+    """Raises UserError for a safetensors file that does not fit into the free memory."""
     check_size(path, most=None)
     with open(path, "rb") as file:
         _check_header_size(file.read(8), path)
 
 
 def _check_header_size(start: bytes, source: Path) -> None:
-    """The first 8 bytes of a safetensors file say how long the JSON is that follows."""
+    """The first 8 bytes of a safetensors file are the length of the JSON that follows."""
     if len(start) < 8 or int.from_bytes(start, "little") > MOST_BYTES:
         raise UserError(f"{source}: not a safetensors file (its header is cut off or too long)")

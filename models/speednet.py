@@ -45,8 +45,8 @@ class SpeedNet(nn.Module):
 
     The whitening filters and the weights of the norm layers are parameters without a gradient: saved and loaded with
     the others, never trained. The bias of the whitening layer, which the source trains in the first 3 of 9.9 epochs, is
-    an ordinary parameter here (`whiten.bias`). A trainer may hold it still later: through its learning rate, since DDP
-    waits for the gradient of every parameter that had one at the start.
+    an ordinary parameter here (`whiten.bias`). To freeze it later, set its learning rate to 0: DDP
+    waits for the gradient of every parameter that required one at the start.
 
     Batch norm keeps torch's epsilon of 1e-5, not the source's 1e-12: on CIFAR-10 the variances are far above both, but
     the whitened colours of grey images are rounding noise (variance 1e-10), which 1e-12 would blow up to 1.
@@ -56,7 +56,7 @@ class SpeedNet(nn.Module):
 
     Args:
         num_classes: outputs of the linear layer.
-        norm: "batch", or "group", which keeps no batch statistics.
+        norm: "batch", or "group", which has no batch statistics.
         width: channels of the first group; the other two have four times as many. 64 is the source's.
     """
 
@@ -119,9 +119,9 @@ def whitening_filters(inputs: Tensor) -> Tensor:
 
 
 def _identity_conv(in_channels: int, channels: int) -> nn.Conv2d:
-    """A convolution that passes its input on in its first channels; the others start as torch starts them."""
+    """A convolution that is the identity in its first channels; the others have torch's initialisation."""
     conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
-    if not conv.weight.is_meta:  # where there is nothing to set, but dirac_ would visit every channel
+    if not conv.weight.is_meta:  # on meta dirac_ would still visit every channel
         with torch.no_grad():
             nn.init.dirac_(conv.weight[:in_channels])
     return conv

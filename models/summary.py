@@ -1,4 +1,4 @@
-"""A model layer by layer."""
+"""A table of a model's layers."""
 
 import copy
 

@@ -1,7 +1,7 @@
 """Architectures of timm (github.com/huggingface/pytorch-image-models) as `timm:NAME`, with random weights.
 
-timm's are made for images of 224 pixels. For smaller ones they get what timm itself offers: a stem or patches that
-shrink the image less, else dilated stages. What a model was given is recorded with it, so that it is built again alike.
+timm's models are designed for 224 pixels. For smaller images they get what timm offers: a stem or patches that
+downsample less, else dilated stages. These arguments are saved with the model, so that it is rebuilt the same.
 """
 
 import functools
@@ -16,17 +16,17 @@ from torch import nn
 from utils.system.errors import UserError, did_you_mean, one_line
 
 PREFIX = "timm:"
-SMALLEST_MAP = 4  # pixels of the last feature map that are aimed at, as in the ResNets of this suite
-SMALLEST_GRID = 7  # patches per side that are aimed at, as of 32 pixels in an image of 224
+SMALLEST_MAP = 4  # target side of the last feature map, as in the ResNets of this suite
+SMALLEST_GRID = 7  # target number of patches per side, as of 32 pixels in an image of 224
 STEMS = [("patch_size", 3), ("patch_size", 2), ("patch_size", 1), ("output_stride", 16), ("output_stride", 8)]
-ARGUMENTS = {"img_size", "patch_size", "output_stride"}  # a saved model may name these and no other
+ARGUMENTS = {"img_size", "patch_size", "output_stride"}  # all that a saved model may name
 FAILURES = (TypeError, ValueError, AssertionError, RuntimeError, LookupError, ArithmeticError, AttributeError)
 
 
 def create_timm_model(name: str, num_classes: int, **arguments: int) -> nn.Module:
-    """The model of timm itself, so that its weights have timm's names. `arguments` are those of timm_arguments.
+    """timm's own model, so that its weights have timm's names. `arguments` are those of timm_arguments.
 
-    Raises UserError where timm is missing, does not know the name, or cannot build the model so.
+    Raises UserError if timm is not installed, does not know the name, or cannot build the model with these arguments.
     """
     architecture = _known(name)
     if not arguments.keys() <= ARGUMENTS or not all(type(value) is int and value > 0 for value in arguments.values()):
@@ -43,14 +43,14 @@ def create_timm_model(name: str, num_classes: int, **arguments: int) -> nn.Modul
 
 @functools.cache
 def timm_arguments(name: str, sizes: tuple[int, ...]) -> Mapping[str, int]:
-    """What create_timm_model is to be given for images of these sides in pixels, the last of which counts most.
+    """The arguments of create_timm_model for images of these sides in pixels, of which the last decides.
 
     - Models for images of one size: that size.
-    - Transformers with one grid of patches: patches small enough for a grid of 7x7, that divide the image.
-    - Others: a stem that shrinks the image less, else dilated stages that do not shrink it, so that the last feature
-      map has 4x4 pixels, or as many as timm offers.
+    - Transformers with one grid of patches: patches that divide the image, small enough for a grid of 7x7.
+    - Others: a stem that downsamples less, else dilated stages that do not, so that the last feature map has 4x4
+      pixels, or as many as timm offers.
 
-    Raises UserError where the model is not for such images. Nothing is computed: the models are built without weights.
+    Raises UserError if the model does not take such images. Models are built on the meta device: nothing is computed.
     """
     native = _built(name)
     accepted = _init_parameters(type(native))
@@ -80,20 +80,20 @@ def _known(name: str) -> str:
     if architecture not in known:
         hint = did_you_mean(architecture, known)
         raise UserError(
-            f"model: {name!r} is not allowed; timm has no {architecture}; {hint}timm.list_models() names all there are"
+            f"model: {name!r} is not allowed; timm has no {architecture}; {hint}timm.list_models() lists all"
         )
     return architecture
 
 
 def _built(name: str, arguments: Mapping[str, int] | None = None) -> nn.Module:
-    """The model without memory for its weights."""
+    """The model on the meta device, without memory for its weights."""
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # initial values that cannot be drawn without memory
+        warnings.simplefilter("ignore")  # about initial values, which meta tensors do not have
         return create_timm_model(name, 1, **(arguments or {})).eval()
 
 
 def _init_parameters(kind: type) -> set[str]:
-    """Names of the arguments that a class and those that it is derived from take."""
+    """Names of the arguments of a class and its base classes."""
     return {
         name
         for base in kind.__mro__
@@ -102,7 +102,7 @@ def _init_parameters(kind: type) -> set[str]:
 
 
 def _strides(model: nn.Module) -> list[int]:
-    """By how much each stage's feature map is smaller than the image; empty where timm does not say."""
+    """The stride of each stage's feature map; empty if timm does not say."""
     return [stage["reduction"] for stage in getattr(model, "feature_info", [])]
 
 
@@ -114,7 +114,7 @@ def _patches(model: nn.Module) -> tuple[int, int] | None:
 
 
 def _patch_size(name: str, size: int, native: int) -> int:
-    """The largest side of patches, up to timm's own, of which at least 7 fill the side of an image."""
+    """The largest patch side, up to timm's own, with at least 7 patches along an image."""
     largest = min(native, size // SMALLEST_GRID)
     patch = next((patch for patch in range(largest, 0, -1) if size % patch == 0), 0)
     if 3 * patch < largest or patch == 0:
@@ -126,14 +126,14 @@ def _patch_size(name: str, size: int, native: int) -> int:
 
 
 def _small_image_stem(name: str, size: int, native: int, fixed: dict[str, int], accepted: set[str]) -> dict[str, int]:
-    """The first of timm's offers that leaves a large enough last map, else the first that leaves the largest."""
+    """The first of STEMS with a large enough last feature map, else the first with the largest."""
     best, smallest = fixed, native
     for option, value in STEMS:
         if option not in accepted:
             continue
         try:
             stride = _strides(_built(name, fixed | {option: value}))[-1]
-        except UserError:  # timm has settled this for the model
+        except UserError:  # this model fixes the option
             continue
         if stride < smallest:
             best, smallest = fixed | {option: value}, stride
@@ -148,11 +148,11 @@ def _reason(error: Exception) -> str:
 
 @torch.no_grad()
 def _check_size(name: str, arguments: Mapping[str, int], size: int) -> None:
-    """Raises UserError where the model cannot take images of that side."""
+    """Raises UserError if the model does not take images of that side."""
     model = _built(name, arguments)
     try:
         model(torch.zeros(1, 3, size, size, device="meta"))
     except FAILURES as error:
-        if "meta" in str(error):  # something that only real weights can compute
+        if "meta" in str(error):  # an operation that needs real weights
             return
         raise UserError(f"image_size: {size} is not allowed with {name} ({_reason(error)})") from error

@@ -140,7 +140,9 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
 
 def test_processes_of_a_group_leave_without_the_interpreters_shutdown():
     """In which gloo's threads sometimes abort: the training is done, and its launch would be said to have failed."""
-    script = "import atexit, os; from utils.errors import run_script; atexit.register(os.abort); run_script(print, 1)"
+    script = (
+        "import atexit, os; from utils.system.errors import run_script; atexit.register(os.abort); run_script(print, 1)"
+    )
     group = {**os.environ, "WORLD_SIZE": "2", "RANK": "0"}
     left = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=group, capture_output=True, text=True)
     assert (left.returncode, left.stdout) == (0, "1\n")

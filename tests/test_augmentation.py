@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from data.augmentation import Augmentation
-from data.datasets import Split
+from data.augment import BatchPipeline, ImagePipeline, create_augmentations
+from data.images import InMemory
 from data.loaders import Steps, TrainLoader, epoch_order
-from data.tensor_augmentation import TensorAugmentation
+from data.splits import Split
 
 SIZE = 32
 FILL = (0.4914, 0.4822, 0.4465)
 EVERYTHING = {"crop_padding": 4, "horizontal_flip": "random", "cutout": 16, "fill": FILL}
-KINDS = {"albumentations": Augmentation, "tensor": TensorAugmentation}
+KINDS = {"albumentations": ImagePipeline, "tensor": BatchPipeline}
 Augment = Callable[..., np.ndarray]  # (images, epoch, indices) to images
 
 
@@ -25,9 +25,13 @@ def backend(request) -> str:
     return request.param
 
 
-def create(backend: str, size: int = SIZE, **options) -> Augment:
+def tensor(*options, seed: int = 0, **more) -> BatchPipeline:
+    return BatchPipeline(create_augmentations(*options, **more), seed)
+
+
+def create(backend: str, size: int = SIZE, seed: int = 0, **options) -> Augment:
     """Either backend as a function of images (n, size, size, 3), epoch and indices (n,); without: 0 to n - 1."""
-    augmentation = KINDS[backend](size, **options)
+    augmentation = KINDS[backend](create_augmentations(size, **options), seed)
 
     def augment(images: np.ndarray, epoch: int = 0, indices: np.ndarray | None = None) -> np.ndarray:
         indices = np.arange(len(images)) if indices is None else np.asarray(indices)
@@ -106,8 +110,9 @@ def test_every_seed_epoch_and_index_gives_another_result(backend):
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_workers_and_epochs_neither_change_nor_repeat_an_augmentation(images, num_workers):
     """albumentations alone gives 32 to 96 distinct results here."""
-    split, steps = Split(np.repeat(images[:1], 64, axis=0), np.arange(64)), Steps(64, 8, 0, 0, 1)
-    here, there = (TrainLoader(split, Augmentation(SIZE, **EVERYTHING), steps, n) for n in (0, num_workers))
+    split, steps = Split(InMemory(np.repeat(images[:1], 64, axis=0)), np.arange(64)), Steps(64, 8, 0, 0, 1)
+    pipeline = ImagePipeline(create_augmentations(SIZE, **EVERYTHING))
+    here, there = (TrainLoader(split, pipeline, steps, n) for n in (0, num_workers))
     distinct = set()
     for epoch in range(3):
         for ours, theirs in zip(here.epoch(epoch), there.epoch(epoch), strict=True):
@@ -141,7 +146,9 @@ def test_no_argument_name_is_unknown_to_albumentations():
         warnings.simplefilter("error")
         for flip in ("none", "random", "alternating"):
             for mode in ("zeros", "reflect"):
-                Augmentation(SIZE, 4, flip, 16, FILL, 0, mode)(np.zeros((SIZE, SIZE, 3), np.uint8), 0, 0)
+                ImagePipeline(create_augmentations(SIZE, 4, flip, 16, FILL, mode))(
+                    np.zeros((SIZE, SIZE, 3), np.uint8), 0, 0
+                )
 
 
 # -- crop -------------------------------------------------------------------------------------------------------------
@@ -329,8 +336,12 @@ def test_both_backends_flip_equally_often(flip):
 def by_hand(
     image: np.ndarray, choice: list[int], padding: int, mode: str, flip: str, side: int, fill: tuple[float, ...]
 ) -> np.ndarray:
-    """What TensorAugmentation promises for one row of its draw, step by step."""
-    row, column, mirrored, hole_row, hole_column = choice
+    """What the tensor backend promises for one image's choices, step by step."""
+    drawn = iter(choice)
+    mirrored = next(drawn) if flip != "none" else 0
+    row, column = (next(drawn), next(drawn)) if padding else (0, 0)
+    hole_row, hole_column = (next(drawn), next(drawn)) if side else (0, 0)
+    assert not list(drawn)
     if flip != "none" and mirrored:
         image = image[:, ::-1]
     widths = ((padding, padding), (padding, padding), (0, 0))
@@ -349,7 +360,7 @@ def by_hand(
 def test_tensor_result_is_that_of_its_choices_applied_one_by_one(mode, flip, side, padding):
     size, count = 8, 200
     pictures = np.random.default_rng(2).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-    augmentation = TensorAugmentation(size, padding, flip, side, FILL, seed=3, padding_mode=mode)
+    augmentation = tensor(size, padding, flip, side, FILL, mode, seed=3)
     for epoch in (0, 5):
         choices = augmentation.draw(epoch, count)
         found = augmentation(torch.from_numpy(pictures), choices).numpy()
@@ -360,7 +371,7 @@ def test_tensor_result_is_that_of_its_choices_applied_one_by_one(mode, flip, sid
 
 @pytest.mark.parametrize("flip", ["none", "random", "alternating"])
 def test_tensor_draw_of_an_image_does_not_depend_on_how_many_there_are(flip):
-    augmentation = TensorAugmentation(SIZE, 4, flip, 16, seed=1)
+    augmentation = tensor(SIZE, 4, flip, 16, seed=1)
     for epoch in (0, 3):
         many = augmentation.draw(epoch, 1000)
         for count in (1, 2, 7, 999):
@@ -368,25 +379,25 @@ def test_tensor_draw_of_an_image_does_not_depend_on_how_many_there_are(flip):
 
 
 def test_tensor_draw_is_within_what_it_counts_and_uses_all_of_it():
-    choices = TensorAugmentation(SIZE, 4, "random", 16, seed=1).draw(0, 2000)
+    choices = tensor(SIZE, 4, "random", 16, seed=1).draw(0, 2000)
     assert choices.dtype == torch.int64
     assert choices.amin(0).tolist() == [0, 0, 0, 0, 0]
-    assert choices.amax(0).tolist() == [8, 8, 1, 31, 31]
+    assert choices.amax(0).tolist() == [1, 8, 8, 31, 31]
 
 
 @pytest.mark.parametrize("flip", ["random", "alternating"])
 def test_tensor_choices_are_independent_of_each_other_and_of_the_next_epoch(flip):
-    augmentation = TensorAugmentation(SIZE, 4, flip, 16, seed=1)
+    augmentation = tensor(SIZE, 4, flip, 16, seed=1)
     both = torch.cat([augmentation.draw(epoch, 4000) for epoch in (0, 1)], 1).numpy()
     correlation = np.corrcoef(both.T)
     if flip == "alternating":  # the flips of two epochs are each other's opposite, as they should be
-        assert correlation[2, 7] == pytest.approx(-1)
-        correlation[2, 7] = correlation[7, 2] = 0
+        assert correlation[0, 5] == pytest.approx(-1)
+        correlation[0, 5] = correlation[5, 0] = 0
     assert np.abs(correlation - np.eye(10)).max() < 0.07  # 0.016 is one standard deviation
 
 
 def test_tensor_choices_are_independent_of_the_order_of_the_epoch():
-    choices = TensorAugmentation(SIZE, 4, "random", 16, seed=1).draw(2, 4000)
+    choices = tensor(SIZE, 4, "random", 16, seed=1).draw(2, 4000)
     order = epoch_order(1, 2, 4000)
     for choice in choices.T.numpy():
         for other in (order, order[::-1]):
@@ -396,11 +407,11 @@ def test_tensor_choices_are_independent_of_the_order_of_the_epoch():
 @pytest.mark.parametrize("options", [{}, {"horizontal_flip": "random"}, {"crop_padding": 4}, {"cutout": 8}, EVERYTHING])
 def test_tensor_result_lies_in_memory_image_by_image(images, options):
     """As to_input wants it."""
-    augmentation = TensorAugmentation(SIZE, **options)
+    augmentation = tensor(SIZE, **options)
     assert augmentation(torch.from_numpy(images), augmentation.draw(0, 64)).is_contiguous()
 
 
 def test_tensor_augments_a_single_image():
-    augmentation = TensorAugmentation(SIZE, **EVERYTHING)
+    augmentation = tensor(SIZE, **EVERYTHING)
     image = torch.from_numpy(position_image())[None]
     assert augmentation(image, augmentation.draw(0, 1)).shape == (1, SIZE, SIZE, 3)

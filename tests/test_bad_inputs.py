@@ -28,10 +28,10 @@ from PIL import Image, PngImagePlugin
 
 import analyze
 import train_accelerate
-from data.images import read_image
+from data.files import read_image
 from tests.conftest import ROOT
 from utils.config import AnalyzeConfig, TrainConfig, completion
-from utils.config.options import parse_config, read_config
+from utils.config.parser import parse_config, read_config
 from utils.system.errors import run_script
 from utils.training.micro_batch import smallest_piece
 
@@ -325,7 +325,7 @@ CONTRADICTIONS = [
     ("a checkpoint that is not there", "--resume run/checkpoints/step-9",
      "resume: run/checkpoints/step-9 is not allowed"),
     ("a file for a checkpoint", "--resume file", "resume: file is not allowed; it must be auto, never or a checkpoint"),
-    ("a folder that is no checkpoint", "--resume empty --output_dir new", "resume: empty is not a whole checkpoint"),
+    ("a folder that is no checkpoint", "--resume empty --output_dir new", "resume: empty is not a valid checkpoint"),
     ("a checkpoint's name that is too long", f"--resume {'x' * 300}", "resume: xxx", "is not allowed"),
     ("timm's model with our width", "--model timm:resnet10t --width 32",
      "width: 32 is not allowed with timm:resnet10t"),
@@ -544,7 +544,7 @@ def test_what_nobody_may_read_or_write_is_refused(capsys, open_folder, given, wo
 def test_a_run_in_use_by_another_process_is_refused(capsys, place, tmp_path):
     run = Path(shutil.copytree(place / "run", tmp_path / "run"))
     holder = (
-        "import sys; from pathlib import Path; from utils.files import lock_folder; f = lock_folder(Path(sys.argv[1]))"
+        "import pathlib, sys; from utils.system.files import lock_folder; f = lock_folder(pathlib.Path(sys.argv[1]))"
     )
     command = [sys.executable, "-c", f"{holder}; print('held', flush=True); input()", str(run)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
@@ -897,10 +897,10 @@ ANALYSES = [
     ("no pictures", "run --predict", "predict: the value is missing"),
     ("an empty name of a picture", ["run", "--predict", ""], "predict: '' is not allowed; it must not be empty"),
     ("a picture that is not there", "run --predict missing.png", "predict: missing.png does not exist"),
-    ("a folder without pictures", "run --predict empty", "predict: empty holds no picture"),
+    ("a folder without pictures", "run --predict empty", "predict: empty holds no photo"),
     ("a file that is no picture", "run --predict file", "predict: file is not a readable image"),
     ("pictures among the results", "run --predict images/test/cat --output_dir images/test/cat",
-     "has the pictures in it"),
+     "it holds the photos"),
 ]  # fmt: skip
 
 
@@ -931,7 +931,7 @@ def test_more_than_the_memory_is_one_line(capsys):
 
 
 def test_the_digits_larger_than_the_memory_are_refused(capsys, monkeypatch):
-    monkeypatch.setattr("utils.memory.free_memory", lambda device=None: 2**30)
+    monkeypatch.setattr("utils.system.memory.free_memory", lambda device=None: 2**30)
     argv = [*TRAIN, "--dataset", "digits", "--image_size", "4096", "--output_dir", "new"]
     refused(capsys, TrainConfig, argv, "image_size: 4096 needs 67.4 GiB of memory")
 

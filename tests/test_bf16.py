@@ -61,4 +61,4 @@ def test_analysis_of_a_run_in_bf16_computes_in_fp32_where_bf16_is_emulated(tmp_p
     log = tmp_path / "log"
     assert run(default_precision, tmp_path, WITHOUT, log=log) == [0]
     assert (tmp_path / "precision").read_text() == "no"
-    assert log.read_text() == "note: this CPU emulates bf16, at many times the time; computing in fp32\n"
+    assert log.read_text() == "note: this CPU emulates bf16, which is many times slower; computing in fp32\n"

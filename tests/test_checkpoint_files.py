@@ -1,4 +1,4 @@
-"""A checkpoint is whole or not there, data and never code; a damaged one is named and passed over."""
+"""A checkpoint is whole or not there, data and never code; a damaged one is named and skipped."""
 
 import json
 import pickle
@@ -14,7 +14,6 @@ from models import create_model
 from models.saved import FORMAT_VERSION, ModelConfig, export_model, load_model, read_model_config
 from utils.runs.checkpoint import (
     MANIFEST,
-    damage,
     list_checkpoints,
     newest_checkpoint,
     read_checkpoint,
@@ -45,7 +44,6 @@ def strays(root: Path) -> list[str]:
 def test_checkpoint_comes_back_as_it_was_written(tmp_path):
     (folder,) = write(tmp_path / "run" / "checkpoints", 123)
     assert folder.name == "step-000123"
-    assert damage(folder) is None
     assert read_checkpoint(folder, FILES) == FILES
     assert read_checkpoint(folder, ["trainer.json", "best.safetensors"]) == {"trainer.json": FILES["trainer.json"]}
     assert strays(folder.parent) == []
@@ -61,7 +59,7 @@ def test_the_newest_are_kept(tmp_path, keep):
 def test_order_is_by_step_not_by_name(tmp_path):
     write(tmp_path, 999_999, 1_000_000, 50)
     assert steps(tmp_path) == [50, 999_999, 1_000_000]
-    assert newest_checkpoint(tmp_path).name == "step-1000000"
+    assert newest_checkpoint(tmp_path)[0].name == "step-1000000"
 
 
 def test_other_folders_are_no_checkpoints(tmp_path):
@@ -89,8 +87,7 @@ def test_crash_while_the_same_step_is_replaced_loses_nothing(tmp_path):
     """Between the two renames neither has the name; the old one comes back."""
     (folder,) = write(tmp_path, 5)
     folder.rename(tmp_path / ".step-000005.old")
-    assert newest_checkpoint(tmp_path) == folder
-    assert damage(folder) is None
+    assert newest_checkpoint(tmp_path) == (folder, {})
     folder.rename(tmp_path / ".step-000005.old")
     write(tmp_path, 6)
     assert steps(tmp_path) == [5, 6]
@@ -102,7 +99,7 @@ def test_what_a_killed_run_left_half_written_is_no_checkpoint_and_is_cleared_awa
     half = tmp_path / ".step-000009.tmp"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
-    assert newest_checkpoint(tmp_path).name == "step-000005"
+    assert newest_checkpoint(tmp_path)[0].name == "step-000005"
     write(tmp_path, 6)
     assert strays(tmp_path) == []
 
@@ -112,7 +109,7 @@ def test_damaged_checkpoint_of_a_later_step_does_not_push_out_the_new_one(tmp_pa
     write(tmp_path, 100, 200)
     (tmp_path / "step-000200" / "model.safetensors").write_bytes(b"torn")
     write(tmp_path, 110, keep=keep)
-    assert newest_checkpoint(tmp_path).name == "step-000110"
+    assert newest_checkpoint(tmp_path)[0].name == "step-000110"
     assert (tmp_path / "step-000100").exists() is (keep == 2)
 
 
@@ -141,7 +138,7 @@ def test_disk_that_fills_up_leaves_the_older_ones_and_no_half_file(tmp_path, ste
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert run.stdout.split() == ["OSError", "OSError"], run.stderr
     assert steps(tmp_path) == [1, 2]
-    assert newest_checkpoint(tmp_path).name == "step-000002"
+    assert newest_checkpoint(tmp_path)[0].name == "step-000002"
     assert read_checkpoint(tmp_path / "step-000002", ["step"]) == {"step": b"2"}
     assert strays(tmp_path) == ["file"]
     assert (tmp_path / "file").read_bytes() == b"before"
@@ -203,11 +200,11 @@ DAMAGES = [truncate, cut_to_nothing, flip_a_bit, remove_a_file, remove_the_manif
 def test_damaged_checkpoint_is_named_in_a_warning_and_the_one_before_is_taken(tmp_path, capsys, spoil):
     older, newer = write(tmp_path, 1, 2)
     spoil(newer)
-    assert newest_checkpoint(tmp_path) == older
+    assert newest_checkpoint(tmp_path, ["step"]) == (older, {"step": b"1"})
     warning = capsys.readouterr().err
     assert warning.startswith(f"warning: checkpoint {newer} is damaged (")
     assert warning.count("\n") == 1
-    with pytest.raises(UserError, match=f"resume: {newer} is not a whole checkpoint"):
+    with pytest.raises(UserError, match=f"resume: {newer} is not a valid checkpoint"):
         read_checkpoint(newer, FILES)
 
 
@@ -230,15 +227,14 @@ def test_manifest_cannot_name_files_outside_its_folder(tmp_path, name):
         entry = {"size": 6, "sha256": "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b"}
         changed = {**manifest, "files": {**manifest["files"], outside: entry}}
         (folder / MANIFEST).write_text(json.dumps(changed))
-        assert damage(folder) is not None
-        with pytest.raises(UserError, match="not a whole checkpoint"):
+        assert newest_checkpoint(tmp_path / "run") is None
+        with pytest.raises(UserError, match="not a valid checkpoint"):
             read_checkpoint(folder, [outside])
 
 
 def test_file_that_the_manifest_does_not_list_is_not_read(tmp_path):
     (folder,) = write(tmp_path, 1)
     (folder / "best.safetensors").write_bytes(b"from elsewhere")
-    assert damage(folder) is None
     assert read_checkpoint(folder, ["best.safetensors"]) == {}
 
 

@@ -85,7 +85,7 @@ def test_launch_and_option_together_compile_once_and_the_weights_keep_their_name
 
 
 def test_a_backend_whose_library_is_missing_is_refused_with_its_own_words():
-    with pytest.raises(UserError, match=r"^compile: tvm does not work here \(.*; put that right, or train without"):
+    with pytest.raises(UserError, match=r"^compile: tvm does not work here \(.*; fix that or train without"):
         check_compiler(compilation(False, variables(BACKEND="tvm")), torch.device("cpu"))
 
 

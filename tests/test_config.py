@@ -4,13 +4,14 @@ import dataclasses
 import re
 import subprocess
 import sys
-import typing
 from pathlib import Path
 
 import pytest
 
 from utils.config import AnalyzeConfig, TrainConfig
-from utils.config.options import OPTIMIZER_DEFAULTS, OptimizerName, load_config, parse_config, read_config, write_config
+from utils.config.files import load_config, write_config
+from utils.config.parser import parse_config, read_config
+from utils.config.train import OPTIMIZERS
 from utils.system.errors import UserError, run_script
 
 ROOT = Path(__file__).parents[1]
@@ -52,9 +53,9 @@ def test_defaults_hold_where_nothing_is_said():
     assert parse() == TrainConfig()
 
 
-@pytest.mark.parametrize("name", typing.get_args(OptimizerName))
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_each_optimizer_has_defaults_of_its_own(tmp_path, name):
-    own = OPTIMIZER_DEFAULTS[name]
+    own = OPTIMIZERS[name]._asdict()
     config = parse("--optimizer", name)
     assert {option: getattr(config, option) for option in own} == own
     write_config(config, tmp_path / "config.yaml")
@@ -373,7 +374,7 @@ def test_help_and_mistakes_are_answered_before_the_libraries_are_loaded(argument
     )
     assert run.returncode == code
     imported = {line.split("|")[2].strip() for line in run.stderr.splitlines() if line.startswith("import time:")}
-    assert "utils.config.options" in imported
+    assert "utils.config.train" in imported
     assert not imported & {"torch", "accelerate", "torchvision", "albumentations", "sklearn", "PIL", "numpy"}
 
 

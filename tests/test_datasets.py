@@ -14,25 +14,20 @@ import zlib
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from data import datasets
-from data.datasets import (
-    CIFAR_ARCHIVES,
-    SOURCES,
-    Dataset,
-    channel_statistics,
-    download,
-    load_dataset,
-    stratified_split,
-)
-from data.images import ImageFiles, read_image
-from utils.config.options import DatasetName
+from data import sources
+from data.files import ImageFiles, read_image
+from data.images import InMemory
+from data.preprocessing import channel_statistics
+from data.sources import download, load_dataset
+from data.sources.cifar import ARCHIVES
+from data.splits import Dataset, stratified_split
+from utils.config.train import DATASETS
 from utils.system.errors import EnvironmentFault, UserError, one_line
 
 ROOT = Path(__file__).parents[1]
@@ -80,14 +75,14 @@ def digits() -> Dataset:
 
 def test_digits_are_rgb_images_with_labels(digits):
     assert (len(digits.train), len(digits.test), digits.validation) == (1437, 360, None)
-    assert digits.train.images.shape == (1437, 32, 32, 3)
-    assert digits.train.images.dtype == np.uint8
+    assert digits.train.images[:].shape == (1437, 32, 32, 3)
+    assert digits.train.images[:].dtype == np.uint8
     assert digits.train.labels.dtype == np.int64
     assert digits.class_names == tuple("0123456789")
     assert digits.image_size == 32
-    assert (digits.train.images[..., 0] == digits.train.images[..., 2]).all()
-    assert digits.train.images.min() == 0
-    assert digits.train.images.max() == 255
+    assert (digits.train.images[:][..., 0] == digits.train.images[:][..., 2]).all()
+    assert digits.train.images[:].min() == 0
+    assert digits.train.images[:].max() == 255
 
 
 def test_digits_in_train_and_test_are_different_images(digits):
@@ -103,13 +98,13 @@ def test_digits_have_the_same_share_of_every_class_in_train_and_test(digits):
 
 def test_digits_are_the_same_in_every_run_and_whatever_the_seed(digits):
     again = load_dataset("digits", "elsewhere", seed=5)
-    assert (again.train.images == digits.train.images).all()
+    assert (again.train.images[:] == digits.train.images[:]).all()
     assert (again.test.labels == digits.test.labels).all()
 
 
 def test_digits_come_in_the_size_asked_for():
     small = load_dataset("digits", "nowhere", image_size=16)
-    assert small.train.images.shape == (1437, 16, 16, 3)
+    assert small.train.images[:].shape == (1437, 16, 16, 3)
     assert small.image_size == 16
 
 
@@ -117,7 +112,7 @@ def test_digits_come_in_the_size_asked_for():
 
 
 def test_mean_and_std_are_those_of_the_training_images(digits):
-    values = digits.train.images / 255
+    values = digits.train.images[:] / 255
     np.testing.assert_allclose(digits.mean, values.mean((0, 1, 2)), atol=1e-12)
     np.testing.assert_allclose(digits.std, values.std((0, 1, 2)), atol=1e-9)
 
@@ -129,7 +124,7 @@ def test_test_images_do_not_touch_the_statistics(tmp_path):
         Image.new("RGB", (40, 40), "white").save(path)
     after = load(root)
     assert (after.mean, after.std) == (before.mean, before.std)
-    np.testing.assert_allclose(after.mean, (after.train.images / 255).mean((0, 1, 2)), atol=1e-12)
+    np.testing.assert_allclose(after.mean, (after.train.images[:] / 255).mean((0, 1, 2)), atol=1e-12)
 
 
 def test_validation_images_do_not_touch_the_statistics(tmp_path):
@@ -140,7 +135,7 @@ def test_validation_images_do_not_touch_the_statistics(tmp_path):
 
 @pytest.mark.parametrize("value", [0, 1, 77, 128, 254, 255])
 def test_images_of_one_colour_have_finite_statistics(value):
-    mean, std = channel_statistics(np.full((3, 8, 8, 3), value, np.uint8))
+    mean, std = channel_statistics(InMemory(np.full((3, 8, 8, 3), value, np.uint8)))
     np.testing.assert_allclose(mean, value / 255)
     assert std == pytest.approx((1e-3,) * 3)
 
@@ -148,18 +143,18 @@ def test_images_of_one_colour_have_finite_statistics(value):
 def test_statistics_are_exact_over_more_images_than_a_block():
     images = np.random.default_rng(0).integers(0, 256, (2500, 32, 32, 3), dtype=np.uint8)
     images[2400:] //= 8
-    mean, std = channel_statistics(images)
+    mean, std = channel_statistics(InMemory(images))
     np.testing.assert_allclose(mean, (images / 255).mean((0, 1, 2)), atol=1e-12)
     np.testing.assert_allclose(std, (images / 255).std((0, 1, 2)), atol=1e-9)
 
 
 def test_statistics_are_the_same_in_memory_and_on_disk(tmp_path, monkeypatch):
     """Where the images lie depends on the machine and on the number of processes."""
-    monkeypatch.setattr(datasets, "STATISTICS_SAMPLE", 5)
+    monkeypatch.setattr(sources, "STATISTICS_SAMPLE", 5)
     root = image_folder(tmp_path)
     held, on_disk = load(root), load(root, memory_fraction=0.0)
-    assert held.train.in_memory() is not None
-    assert on_disk.train.in_memory() is None
+    assert held.train.images.in_memory is not None
+    assert on_disk.train.images.in_memory is None
     assert (held.mean, held.std) == (on_disk.mean, on_disk.std)
     sample = held.train.images[np.linspace(0, 11, 5).astype(int)]
     np.testing.assert_allclose(held.mean, (sample / 255).mean((0, 1, 2)), atol=1e-12)
@@ -281,9 +276,9 @@ def test_images_from_disk_are_those_from_memory(tmp_path):
     root = image_folder(tmp_path)
     picture(99, 300, 200).save(root / "train" / "cat" / "large.jpg")
     kept, read = load(root, memory_fraction=1.0), load(root, memory_fraction=0.0)
-    assert isinstance(kept.train.images, np.ndarray)
+    assert isinstance(kept.train.images, InMemory)
     for ours, theirs in ((kept.train, read.train), (kept.test, read.test)):
-        assert (np.stack([theirs.images[index] for index in range(len(theirs))]) == ours.images).all()
+        assert (np.stack([theirs.images[index] for index in range(len(theirs))]) == ours.images[:]).all()
         assert (ours.labels == theirs.labels).all()
     assert (kept.mean, kept.std) == (read.mean, read.std)
 
@@ -420,7 +415,7 @@ def test_validation_images_are_training_images_that_are_not_trained_on(digits):
     assert (len(data.train), len(data.validation), len(data.test)) == (1293, 144, 360)
     assert not train & validation
     assert train | validation == {image.tobytes() for image in digits.train.images}
-    assert (data.test.images == digits.test.images).all()
+    assert (data.test.images[:] == digits.test.images[:]).all()
 
 
 @pytest.mark.parametrize("classes", [("cat", "dog"), tuple("abcdefgh")])
@@ -479,14 +474,14 @@ def test_cifar_is_read_from_an_archive_that_was_put_into_the_folder(tmp_path, mo
     data = load_dataset(name, tmp_path)
     classes = 10 if kind is CIFAR10 else 100
     assert data.class_names == tuple(f"class {index}" for index in range(classes))
-    assert data.train.images.shape == (len(kind.train_list) * classes, 32, 32, 3)
-    assert data.train.images.flags["C_CONTIGUOUS"]
+    assert data.train.images[:].shape == (len(kind.train_list) * classes, 32, 32, 3)
+    assert data.train.images.array.flags["C_CONTIGUOUS"]
     assert data.train.labels.dtype == np.int64
     assert Counter(data.train.labels.tolist()) == dict.fromkeys(range(classes), len(kind.train_list))
     assert len(data.test) == classes
     first = pickle.loads((tmp_path / kind.base_folder / kind.train_list[0][0]).read_bytes())["data"][0]
     assert (data.train.images[0] == first.reshape(3, 32, 32).transpose(1, 2, 0)).all()
-    np.testing.assert_allclose(data.mean, (data.train.images / 255).mean((0, 1, 2)), atol=1e-12)
+    np.testing.assert_allclose(data.mean, (data.train.images[:] / 255).mean((0, 1, 2)), atol=1e-12)
 
 
 @contextlib.contextmanager
@@ -545,8 +540,8 @@ def test_without_a_connection_the_line_says_how_to_go_on(tmp_path, monkeypatch, 
     with pytest.raises(EnvironmentFault) as fault:
         download(name, tmp_path / "datasets")
     line = one_line(fault.value)
-    assert f"put {CIFAR_ARCHIVES[name]} into {tmp_path / 'datasets'}" in line
-    assert CIFAR_ARCHIVES[name] == kind.filename
+    assert f"put {ARCHIVES[name]} into {tmp_path / 'datasets'}" in line
+    assert ARCHIVES[name] == kind.filename
     assert "--dataset digits" in line
     assert fault.value.exit_code == 1
 
@@ -577,8 +572,9 @@ def test_missing_cifar_names_folder_and_file(tmp_path):
         load_dataset("cifar10", tmp_path)
 
 
-def test_the_option_knows_every_data_set():
-    assert get_args(DatasetName) == tuple(SOURCES)
+def test_every_data_set_is_registered_with_its_source():
+    for name in DATASETS:
+        assert {"train", "test"} <= set(sources.get_source(name).splits)
 
 
 def test_digits_and_folders_need_no_download(tmp_path):

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-import data.datasets
-import data.images
+import data.files
 from data import decoded
-from data.datasets import ImageFiles, load_dataset, load_split
 from data.decoded import decode_once
+from data.files import ImageFiles
+from data.sources import download, load_dataset, load_split
+from data.sources.cifar import cifar_class
 from tests.conftest import ROOT
 from tests.test_datasets import KINDS, cifar_archive, image_folder, load, mistake, picture, spoil
 from utils.system.errors import UserError
@@ -49,10 +50,10 @@ def refuse(*_):
 def test_second_start_decodes_nothing(root, monkeypatch):
     first = load(root)
     assert stored(root) == ["test-32", "train-32"]
-    monkeypatch.setattr(data.images, "read_image", refuse)
+    monkeypatch.setattr(data.files, "read_image", refuse)
     second = load(root)
-    assert (second.train.images == first.train.images).all()
-    assert (second.test.images == first.test.images).all()
+    assert (second.train.images[:] == first.train.images[:]).all()
+    assert (second.test.images[:] == first.test.images[:]).all()
     assert (second.train.labels == first.train.labels).all()
     assert (second.mean, second.std, second.class_names) == (first.mean, first.std, first.class_names)
 
@@ -60,15 +61,15 @@ def test_second_start_decodes_nothing(root, monkeypatch):
 def test_stored_images_are_those_of_the_files(root):
     for _ in range(2):
         data = load(root)
-        for split, images in (("train", data.train.images), ("test", data.test.images)):
+        for split, images in (("train", data.train.images.array), ("test", data.test.images.array)):
             assert (images == from_files(root, split)).all()
             assert (images.dtype, images.flags["C_CONTIGUOUS"]) == (np.uint8, True)
 
 
 def test_moved_folder_keeps_its_store(root, monkeypatch):
     first = load(root)
-    monkeypatch.setattr(data.images, "read_image", refuse)
-    assert (load(root.rename(root.with_name("moved"))).train.images == first.train.images).all()
+    monkeypatch.setattr(data.files, "read_image", refuse)
+    assert (load(root.rename(root.with_name("moved"))).train.images[:] == first.train.images[:]).all()
 
 
 def replace(folder: Path) -> None:
@@ -102,7 +103,7 @@ def test_changed_image_is_decoded_again(root, change):
     load(root)
     before = {path.name for path in (root / ".decoded").iterdir()}
     change(root / "train" / "dog")
-    assert (load(root).train.images == from_files(root, "train")).all()
+    assert (load(root).train.images[:] == from_files(root, "train")).all()
     after = {path.name for path in (root / ".decoded").iterdir()}
     assert len(after - before) == len(before - after) == 1  # the stale array is gone, that of the test images stays
 
@@ -111,16 +112,16 @@ def test_sizes_stand_side_by_side(root, monkeypatch):
     for size in (32, 16):
         load(root, image_size=size)
     assert stored(root) == ["test-16", "test-32", "train-16", "train-32"]
-    monkeypatch.setattr(data.images, "read_image", refuse)
-    assert load(root, image_size=32).train.images.shape == (12, 32, 32, 3)
-    assert load(root, image_size=16).train.images.shape == (12, 16, 16, 3)
+    monkeypatch.setattr(data.files, "read_image", refuse)
+    assert load(root, image_size=32).train.images.array.shape == (12, 32, 32, 3)
+    assert load(root, image_size=16).train.images.array.shape == (12, 16, 16, 3)
 
 
 @pytest.mark.parametrize(("module", "name"), [(decoded, "VERSION"), (decoded.PIL, "__version__")])
 def test_another_decoder_decodes_again(root, monkeypatch, module, name):
     load(root)
     monkeypatch.setattr(module, name, "another")
-    monkeypatch.setattr(data.images, "read_image", refuse)
+    monkeypatch.setattr(data.files, "read_image", refuse)
     with pytest.raises(AssertionError, match="an image was decoded"):
         load(root)
 
@@ -152,8 +153,8 @@ def test_missing_target_of_a_link_is_an_unreadable_image(root):
 
 @pytest.mark.parametrize("pays_from", [0, 1 << 40])
 def test_threads_change_nothing(root, monkeypatch, pays_from):
-    monkeypatch.setattr(data.images, "THREADS_PAY_FROM", pays_from)
-    monkeypatch.setattr(data.images, "available_cores", lambda: 4)
+    monkeypatch.setattr(data.files, "THREADS_PAY_FROM", pays_from)
+    monkeypatch.setattr(data.files, "available_cores", lambda: 4)
     files = load(root, memory_fraction=0.0).train.images
     assert (files.decode(range(12), block=2) == from_files(root, "train")).all()
     assert (files.decode([7, 3]) == from_files(root, "train")[[7, 3]]).all()
@@ -163,9 +164,9 @@ def test_threads_change_nothing(root, monkeypatch, pays_from):
 
 LOAD = """
 import hashlib, sys
-from data.datasets import load_split
+from data.sources import load_split
 images = load_split("imagefolder", sys.argv[1], "train", int(sys.argv[2]))[0].images
-print(hashlib.md5(images).hexdigest())
+print(hashlib.md5(images.array).hexdigest())
 """
 MEMORY = """
 take = False
@@ -186,7 +187,7 @@ def loading(root: Path, more: str = "", before: str = "") -> subprocess.Popen:
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
 def test_two_processes_share_one_copy(tmp_path):
     root = image_folder(tmp_path, train=40)
-    images = load(root).train.images
+    images = load(root).train.images.array
     assert images.sum() > 0  # this process has touched every page
     output, errors = loading(root, MEMORY).communicate(timeout=60)
     assert not errors
@@ -218,20 +219,20 @@ def test_the_file_of_the_faster_process_stays(tmp_path):
 
 def test_validation_split_copies_no_image(root):
     data = load(root, validation_fraction=0.25)
-    assert data.train.images.array is data.validation.images.array
+    assert data.train.images.images is data.validation.images.images
     assert (data.validation.images[:] == from_files(root, "train")[data.validation.images.indices]).all()
     again = data.train.subset(np.array([4, 1]))
     assert (again.images[:] == data.train.images[np.array([4, 1])]).all()
-    assert again.images.array is data.train.images.array
+    assert again.images.in_memory[0] is data.train.images.in_memory[0]
 
 
 @pytest.mark.filterwarnings("error")
 def test_what_is_written_to_an_image_stays_in_the_process(root):
-    images = load(root).train.images
+    images = load(root).train.images.array
     before = images.copy()
     torch.from_numpy(images).zero_()
     assert images.max() == 0
-    assert (load(root).train.images == before).all()
+    assert (load(root).train.images[:] == before).all()
 
 
 # -- where nothing can be stored --------------------------------------------------------------------------------------
@@ -240,7 +241,7 @@ def test_what_is_written_to_an_image_stays_in_the_process(root):
 def test_a_file_in_place_of_the_store_is_left_alone(root):
     (root / ".decoded").write_text("mine")
     for _ in range(2):
-        assert (load(root).train.images == from_files(root, "train")).all()
+        assert (load(root).train.images[:] == from_files(root, "train")).all()
     assert (root / ".decoded").read_text() == "mine"
 
 
@@ -297,6 +298,12 @@ def npy(array: np.ndarray, **options) -> bytes:
     return file.getvalue()
 
 
+def npz() -> bytes:
+    file = io.BytesIO()
+    np.savez(file, np.zeros((12, 32, 32, 3), np.uint8))
+    return file.getvalue()
+
+
 DAMAGES = {
     "empty": lambda whole: b"",
     "header only": lambda whole: whole[:128],
@@ -310,6 +317,11 @@ DAMAGES = {
     "gigantic": lambda whole: whole[:128].replace(b"(12, 32, 32, 3)", b"(99999999999,3)") + whole[128:],
     "objects": lambda whole: npy(np.array([Evil()] * 12), allow_pickle=True),
     "pickle": lambda whole: pickle.dumps(Evil()),
+    "archive": lambda whole: npz(),
+    "long header": lambda whole: b"\x93NUMPY\x02\x00\xff\xff\xff\xff" + whole,
+    "deep header": lambda whole: whole[:10] + b"(" * 118 + whole[128:],
+    "no dictionary": lambda whole: whole[:10] + b"[" + b" " * 116 + b"]" + whole[128:],
+    "negative": lambda whole: whole[:128].replace(b"(12, 32, 32, 3)", b"(-1,-2,-2,3,1 )") + whole[128:],
 }
 
 
@@ -321,7 +333,7 @@ def test_damaged_store_is_decoded_again_and_never_executed(root, monkeypatch, da
     path = next((root / ".decoded").glob("train-*"))
     path.write_bytes(damage(path.read_bytes()))
     for _ in range(2):
-        assert (load(root).train.images == from_files(root, "train")).all()
+        assert (load(root).train.images[:] == from_files(root, "train")).all()
     assert not Path("executed").exists()
     assert (np.load(path) == from_files(root, "train")).all()
 
@@ -333,7 +345,7 @@ def test_what_is_no_file_is_not_waited_for(root, make):
     path = next((root / ".decoded").glob("train-*"))
     path.unlink()
     make(path)
-    assert (load(root).train.images == from_files(root, "train")).all()
+    assert (load(root).train.images[:] == from_files(root, "train")).all()
 
 
 def test_leftovers_of_killed_processes_are_cleared_away(root):
@@ -353,15 +365,15 @@ def test_leftovers_of_killed_processes_are_cleared_away(root):
 @KINDS
 def test_second_start_unpickles_no_cifar(tmp_path, monkeypatch, name, kind):
     cifar_archive(kind, tmp_path, monkeypatch)
-    data.datasets.download(name, tmp_path)
+    download(name, tmp_path)
     first = load_dataset(name, tmp_path)
     parts = [f"{name}-{split}-{of}" for split in ("test", "train") for of in ("classes", "images", "labels")]
     assert stored(tmp_path) == parts
     monkeypatch.setattr(kind, "__init__", refuse)
-    data.datasets.download(name, tmp_path)
+    download(name, tmp_path)
     second = load_dataset(name, tmp_path)
     for ours, theirs in ((first.train, second.train), (first.test, second.test)):
-        assert (ours.images == theirs.images).all()
+        assert (ours.images[:] == theirs.images[:]).all()
         assert (ours.labels == theirs.labels).all()
         assert (theirs.labels.dtype, theirs.labels.flags["WRITEABLE"]) == (np.int64, True)
     assert (second.class_names, second.mean, second.std) == (first.class_names, first.mean, first.std)
@@ -371,7 +383,7 @@ def test_second_start_unpickles_no_cifar(tmp_path, monkeypatch, name, kind):
 @KINDS
 def test_cifar_that_changed_after_its_first_start_is_refused(tmp_path, monkeypatch, name, kind):
     cifar_archive(kind, tmp_path, monkeypatch)
-    data.datasets.download(name, tmp_path)
+    download(name, tmp_path)
     load_dataset(name, tmp_path)
     path = tmp_path / kind.base_folder / kind.test_list[0][0]
     path.write_bytes(path.read_bytes()[:-1] + b"x")
@@ -382,14 +394,14 @@ def test_cifar_that_changed_after_its_first_start_is_refused(tmp_path, monkeypat
 @pytest.mark.parametrize("of", ["images", "labels", "classes"])
 @pytest.mark.parametrize("damage", [DAMAGES["empty"], DAMAGES["truncated"], DAMAGES["text"]])
 def test_damaged_store_of_cifar_is_made_again(tmp_path, monkeypatch, of, damage):
-    cifar_archive(data.datasets._cifar_class("cifar10"), tmp_path, monkeypatch)
-    data.datasets.download("cifar10", tmp_path)
+    cifar_archive(cifar_class("cifar10"), tmp_path, monkeypatch)
+    download("cifar10", tmp_path)
     first = load_dataset("cifar10", tmp_path)
     path = next((tmp_path / ".decoded").glob(f"cifar10-train-{of}-*"))
     damaged = damage(path.read_bytes())
     path.unlink()  # `first` has mapped it
     path.write_bytes(damaged)
     second = load_dataset("cifar10", tmp_path)
-    assert (second.train.images == first.train.images).all()
+    assert (second.train.images[:] == first.train.images[:]).all()
     assert (second.train.labels == first.train.labels).all()
     assert second.class_names == first.class_names

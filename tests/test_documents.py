@@ -3,13 +3,15 @@
 import dataclasses
 import re
 import shlex
+from pathlib import Path
 
 from benchmarks.publish import RESULTS, pages, read_results
 from tests.conftest import ROOT
-from utils.config import AnalyzeConfig, TrainConfig
-from utils.config.options import read_config
+from utils.config import AnalyzeConfig, TrainConfig, table
+from utils.config.parser import read_config
 
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+RECIPES = [*(ROOT / "recipes").glob("*.yaml")]
 EXTENDING = [*(ROOT / "docs" / "extending").glob("*.md")]  # what they add is tried in test_extending.py
 SCRIPTS = {"train_accelerate": TrainConfig, "analyze": AnalyzeConfig}
 
@@ -28,11 +30,25 @@ def test_readme_names_every_option_and_no_other_in_the_groups_of_help():
     assert analysis == {field.name for field in dataclasses.fields(AnalyzeConfig)} - {"run"}
 
 
+def test_the_tables_of_options_are_what_the_declarations_say():
+    """python -m utils.config.table writes them anew."""
+    assert table.README.read_text() == table.readme(table.README.read_text())
+    assert table.GUIDE.read_text() == table.guide()
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 def test_links_and_files_named_in_the_documents_exist():
     for page in PAGES:
         text = page.read_text()
-        for link in re.findall(r"(?:\]\(|src=\")([^)#:\"]+)[)\"]", text):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
+        for link, heading in re.findall(r"(?:\]\(|src=\")([^)#:\"]*)(?:#([^)\"]+))?[)\"]", text):
+            target = page.parent / link if link else page
+            assert target.exists(), f"{page.name}: {link}"
+            assert not heading or heading in headings(target), f"{page.name}: {link}#{heading}"
         for name in re.findall(r"`((?:utils|data|models|tests|benchmarks|recipes|accelerate_configs)/[\w./]+)`", text):
             path = ROOT / name
             known = path.exists() or path.with_suffix(".py").exists() or page in EXTENDING
@@ -42,7 +58,7 @@ def test_links_and_files_named_in_the_documents_exist():
 def test_every_command_in_the_documents_is_accepted(monkeypatch):
     monkeypatch.chdir(ROOT)
     found = 0
-    for page in [page for page in PAGES if page not in EXTENDING]:
+    for page in [page for page in [*PAGES, *RECIPES] if page not in EXTENDING]:
         for script, rest in re.findall(
             r"\b(train_accelerate|analyze)\.py ([^`\n]*)", page.read_text().replace("\\\n", " ")
         ):

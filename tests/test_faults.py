@@ -20,9 +20,10 @@ import numpy as np
 import psutil
 import pytest
 
-from data.augmentation import Augmentation
-from data.images import Split
+from data.augment import ImagePipeline, create_augmentations
+from data.images import InMemory
 from data.loaders import Steps, TrainLoader
+from data.splits import Split
 from tests.conftest import ROOT
 from tests.namespaces import Namespaces
 from tests.processes import CONTEXT, join, run, start, tiny_config, train_script, wait_for
@@ -262,7 +263,7 @@ def test_each_line_of_a_full_disk_says_how_to_go_on_and_it_is_so(unbroken, machi
     os.kill(process.pid, signal.SIGTERM)
     os.kill(process.pid, signal.SIGCONT)
     assert join([process]) == [128 + signal.SIGTERM]
-    assert lines(log, "stopped at step ")[0].endswith(f"; the same command goes on from step-{kept:06d}")
+    assert lines(log, "stopped at step ")[0].endswith(f"; the same command resumes from step-{kept:06d}")
     filler.unlink()
 
     log.unlink()
@@ -270,7 +271,7 @@ def test_each_line_of_a_full_disk_says_how_to_go_on_and_it_is_so(unbroken, machi
     assert f"(step {kept})" in lines(log, "resumed from ")[0]
     (line,) = lines(log, "error: ")
     assert line.startswith(f"error: [Errno 28] No space left on device: '{disk}/run/model/")
-    assert line.endswith("; the same command goes on from step-000045")
+    assert line.endswith("; the same command resumes from step-000045")
     filler.unlink()
     assert run(*machine.within(train_script), config) == [0]
     assert outcome(seen / "run") == outcome(unbroken)
@@ -361,9 +362,12 @@ def test_a_clock_that_is_set_back_and_forward_changes_nothing(unbroken, tmp_path
 def load(result: Path) -> None:
     """What two workers, and none, give of an epoch."""
     images = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), np.uint8)
-    split, augmentation = Split(images, np.arange(60)), Augmentation(32, 4, "random", 8, (0.5,) * 3, 0)
+    split, pipeline = (
+        Split(InMemory(images), np.arange(60)),
+        ImagePipeline(create_augmentations(32, 4, "random", 8, (0.5,) * 3)),
+    )
     found = [
-        [batch.images.numpy() for batch in TrainLoader(split, augmentation, Steps(60, 20, 0, 0, 1), workers).epoch(0)]
+        [batch.images.numpy() for batch in TrainLoader(split, pipeline, Steps(60, 20, 0, 0, 1), workers).epoch(0)]
         for workers in (2, 0)
     ]
     np.save(result, np.array(found))
@@ -394,7 +398,7 @@ def test_shared_memory_that_fills_up_during_a_run_costs_a_warning_and_room_for_n
     assert run(*machine.within(train_script), tiny_config(folder, **BY_WORKERS), log=log) == [1]
     (line,) = lines(log, "error: ")
     assert "the loader workers cannot be started ([Errno 28] No space left on device" in line
-    assert f"--num_workers 0 does without them; the same command goes on from step-{saved_step(folder):06d}" in line
+    assert f"--num_workers 0 does without them; the same command resumes from step-{saved_step(folder):06d}" in line
 
 
 def test_a_killed_loader_worker_ends_the_run_with_one_line_and_it_goes_on(tmp_path):
@@ -409,7 +413,7 @@ def test_a_killed_loader_worker_ends_the_run_with_one_line_and_it_goes_on(tmp_pa
     assert line.startswith("error: a loader worker died (")
     assert "--num_workers" in line
     kept = saved_step(folder)
-    assert line.endswith(f"; the same command goes on from step-{kept:06d}")
+    assert line.endswith(f"; the same command resumes from step-{kept:06d}")
 
     log.unlink()
     (process,) = start(train_script, config, log=log)
@@ -449,7 +453,7 @@ def test_a_rank_that_stands_still_too_long_is_given_up_and_the_run_goes_on(tmp_p
     processes[0].join(30)
     assert processes[0].exitcode == 1
     assert lines(log, "error: ") == [
-        "error: rank 0 lost another process (dead, or silent for longer than --peer_timeout); the same command goes on "
+        "error: rank 0 lost another process (dead, or silent for longer than --peer_timeout); the same command resumes "
         f"from step-{saved_step(folder):06d}"
     ]
     os.kill(processes[1].pid, signal.SIGCONT)
@@ -473,7 +477,7 @@ def test_without_a_network_a_run_is_kept_offline_and_its_model_is_not_uploaded(m
     text = log.read_text()
     assert "Traceback" not in text
     assert not any(key in text for key in KEYS.values())
-    assert text.count("kept offline") == 1
+    assert text.count("logging offline") == 1
     assert len(lines(log, "warning: push_to_hub: ")) == 1
     assert len(lines(log, f"warning: {folder / 'model'} was not uploaded (")) == 1
     assert list((folder / "wandb").glob("offline-run-*"))

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from data.datasets import load_split
-from utils.analysis.label_issues import find_label_issues
+from data.sources import load_split
+from utils.analysis.sections.label_issues import find_label_issues
 
 
 @pytest.fixture(scope="module")

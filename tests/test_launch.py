@@ -16,10 +16,11 @@ from accelerate.commands.launch import launch_command_parser
 
 from tests.processes import run, tiny_config, train_script
 from utils.config import TrainConfig
-from utils.config.options import read_config
+from utils.config.parser import read_config
 from utils.system import runtime
 from utils.system.errors import UserError
-from utils.system.launch import ACCUMULATION, ROWS, Launch, notes, options_of_file, read_launch, typed_options
+from utils.system.launch import notes, options_of_file, read_launch, typed_options
+from utils.system.launch_table import ACCUMULATION, ROWS, Launch
 from utils.system.ranks import adopt_ranks
 from utils.training.micro_batch import accumulated
 

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from data.augmentation import Augmentation
-from data.images import ImageFiles, Split
-from data.loaders import Batch, DeviceLoader, EvaluationLoader, Steps, TrainLoader, epoch_order, to_input
-from data.tensor_augmentation import TensorAugmentation
+from data.augment import BatchPipeline, ImagePipeline, create_augmentations
+from data.files import ImageFiles
+from data.images import InMemory
+from data.loaders import Batch, DeviceLoader, EvaluationLoader, Steps, TrainLoader, epoch_order
+from data.preprocessing import to_input
+from data.splits import Split
 from utils.system.errors import UserError
 
 SIZE = 8
@@ -23,12 +25,13 @@ def numbered(count: int) -> Split:
     """Images whose pixels, and whose labels, are their position."""
     images = np.zeros((count, SIZE, SIZE, 3), np.uint8)
     images[:] = np.arange(count, dtype=np.uint8)[:, None, None, None]
-    return Split(images, np.arange(count))
+    return Split(InMemory(images), np.arange(count))
 
 
 def coloured(count: int) -> Split:
     """Images of noise, whose labels are their position."""
-    return Split(np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8), np.arange(count))
+    images = np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+    return Split(InMemory(images), np.arange(count))
 
 
 def loader(
@@ -43,9 +46,10 @@ def loader(
     **options,
 ) -> TrainLoader | DeviceLoader:
     steps = Steps(len(split), batch_size, seed, rank, world_size, lead)
+    augmentations = create_augmentations(SIZE, *augmentation)
     if kind is DeviceLoader:
-        return DeviceLoader(split, TensorAugmentation(SIZE, *augmentation, seed=seed), steps, torch.device("cpu"))
-    return TrainLoader(split, Augmentation(SIZE, *augmentation, seed=seed), steps, **options)
+        return DeviceLoader(split, BatchPipeline(augmentations, seed), steps, torch.device("cpu"))
+    return TrainLoader(split, ImagePipeline(augmentations, seed), steps, **options)
 
 
 def weighted(batch: Batch, lead: bool = False) -> list[int]:
@@ -96,7 +100,7 @@ def test_both_loaders_give_the_same_order_and_parts(batch_size, world_size, lead
             for one, other in pairs:
                 assert one.labels.tolist() == other.labels.tolist()
                 assert torch.equal(one.images, other.images)
-                assert one[2:] == other[2:]
+                assert (one.count, one.global_count) == (other.count, other.global_count)
 
 
 def test_an_epoch_visits_every_image_once():
@@ -141,7 +145,7 @@ def test_lead_is_the_image_before_the_part_in_the_global_batch(kind, batch_size,
             first, *rest = with_lead.labels.tolist()
             assert rest == without.labels.tolist()
             assert first == members[members.index(rest[0]) - 1]
-            assert with_lead[2:] == without[2:]
+            assert (with_lead.count, with_lead.global_count) == (without.count, without.global_count)
 
 
 def test_filler_of_a_mixed_batch_has_its_lead_too():
@@ -243,7 +247,7 @@ def test_every_epoch_augments_anew(kind):
 @pytest.mark.parametrize("augmentation", [(), (2,), (0, "random"), (0, "none", 4), EVERYTHING])
 def test_images_on_the_device_stay_as_they_are(augmentation):
     split = coloured(30)
-    before = split.images.copy()
+    before = split.images.array.copy()
     batches = [
         batch
         for epoch in range(2)
@@ -252,7 +256,7 @@ def test_images_on_the_device_stay_as_they_are(augmentation):
     for batch in batches:
         to_input(batch.images, torch.full((3,), 0.5), torch.full((3,), 0.25))
         batch.images.zero_()
-    assert (split.images == before).all()
+    assert (split.images.array == before).all()
 
 
 def test_unreadable_file_reaches_the_user_from_a_worker(tmp_path):
@@ -297,9 +301,9 @@ def test_evaluation_can_be_repeated_and_a_rank_may_have_nothing(num_workers):
 
 
 def test_evaluation_augments_nothing():
-    split = Split(np.random.default_rng(0).integers(0, 256, (20, SIZE, SIZE, 3), dtype=np.uint8), np.arange(20))
+    split = coloured(20)
     images = torch.cat([images for images, _ in EvaluationLoader(split, batch_size=6)])
-    assert (images.numpy() == split.images).all()
+    assert (images.numpy() == split.images[:]).all()
 
 
 # -- to the device ----------------------------------------------------------------------------------------------------

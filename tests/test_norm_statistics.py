@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from data.datasets import load_dataset
-from data.loaders import DeviceLoader, Steps, to_input
-from data.tensor_augmentation import TensorAugmentation
+from data.augment import BatchPipeline, create_augmentations
+from data.loaders import DeviceLoader, Steps
+from data.preprocessing import to_input
+from data.sources import load_dataset
 from models.saved import load_model
 from tests.processes import run, tiny_config, train_script
 from utils.config import TrainConfig
@@ -25,9 +26,10 @@ def statistics(model: nn.Module) -> list[np.ndarray]:
 def taken_anew(model: nn.Module, config: TrainConfig, rank: int = 0, world_size: int = 1) -> list[np.ndarray]:
     """torch's update_bn over this rank's part of the first images of the epoch after the last."""
     data = load_dataset(config.dataset, config.data_dir, config.image_size, 0.0, config.seed, 0.25)
-    options = (config.image_size, config.crop_padding, config.horizontal_flip, config.cutout, data.mean, config.seed)
+    options = (config.image_size, config.crop_padding, config.horizontal_flip, config.cutout, data.mean)
+    pipeline = BatchPipeline(create_augmentations(*options), config.seed)
     steps = Steps(len(data.train), config.batch_size, config.seed, rank, world_size)
-    loader = DeviceLoader(data.train, TensorAugmentation(*options), steps, torch.device("cpu"))
+    loader = DeviceLoader(data.train, pipeline, steps, torch.device("cpu"))
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
     batches = zip(range(IMAGES // config.batch_size), loader.epoch(config.epochs), strict=False)
     update_bn([to_input(batch.images, mean, std) for _, batch in batches], model)

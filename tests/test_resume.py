@@ -19,7 +19,7 @@ from models.saved import FORMAT_VERSION
 from tests.processes import join, run, start, tiny_config, train_script, wait_for
 from tests.saved_runs import change, reseal, training_refusal
 from utils.config import TrainConfig
-from utils.config.options import load_config
+from utils.config.files import load_config
 from utils.runs.checkpoint import list_checkpoints
 from utils.system.files import digest
 
@@ -187,7 +187,7 @@ def test_stop_in_the_final_evaluation_is_answered_soon_and_the_same_command_comp
     assert "SIGTERM received: stopping; training is finished" in text
     assert "saving" not in text
     assert text.endswith(
-        "stopped in the final evaluation, after all training; the same command goes on from step-000004\n"
+        "stopped in the final evaluation, after all training; the same command resumes from step-000004\n"
     )
     assert not (folder / "summary.json").exists()
     assert run(train_script, config, log=log) == [0]
@@ -200,7 +200,7 @@ def test_stop_in_the_range_test_says_that_nothing_is_saved(tmp_path):
     config = tiny_config(folder, **OPTIONS, find_lr=True, max_steps=4)
     assert run(train_and_stop, config, "range test", log=log) == [128 + signal.SIGTERM]
     assert "SIGTERM received: stopping; nothing has been trained yet" in log.read_text()
-    assert log.read_text().endswith("stopped in the range test, before training; the same command starts anew\n")
+    assert log.read_text().endswith("stopped in the range test, before training; the same command starts over\n")
     assert "saving" not in log.read_text()
     assert run(train_script, config) == [0]
 
@@ -390,7 +390,7 @@ def test_what_does_not_fit_the_saved_run_is_refused_in_one_line(unbroken, tmp_pa
         ({}, {"config.json": {"architecture": "resnet34"}}, ["architecture", "resnet34", "resnet18"]),
         ({}, {"config.json": {"arguments": {"norm": "batch", "width": 32}}}, ["arguments", "32", "16"]),
         ({}, {"config.json": {"class_names": ["cat", "dog"]}}, ["class_names", "cat", "'0', '1'"]),
-        ({}, {"config.json": {"class_names": list("0123456788")}}, ["class_names", "not all different"]),
+        ({}, {"config.json": {"class_names": list("0123456788")}}, ["class_names", "must all be different"]),
         ({}, {"config.json": {"image_size": 32}}, ["image_size", "32", "16"]),
     ],
     ids=lambda value: str(value)[:50],

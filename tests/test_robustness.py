@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import analyze
-from data.datasets import load_split
+from data.sources import load_split
 from models.saved import load_model
-from utils.analysis.robustness import CORRUPTIONS, STRENGTHS, Corrupted, corrupt
+from utils.analysis.sections.robustness import CORRUPTIONS, STRENGTHS, Corrupted, corrupt
 from utils.config import AnalyzeConfig
 
 
@@ -59,7 +59,7 @@ def test_accuracies_are_those_of_the_corrupted_images(run):
     assert probe["clean"] == summary["accuracy"]
     assert all(len(probe[name]) == STRENGTHS for name in CORRUPTIONS)
     split, _ = load_split("digits", "", "test", 16)
-    blurred = np.stack([corrupt(image, "blur", 4, index) for index, image in enumerate(split.images)])
+    blurred = np.stack([corrupt(image, "blur", 4, index) for index, image in enumerate(split.images[:])])
     model, config = load_model(run / "model")
     mean, std = (torch.tensor(values)[:, None, None] for values in (config.mean, config.std))
     with torch.no_grad():

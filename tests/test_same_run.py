@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from data.datasets import Split
-from data.loaders import EvaluationLoader, to_input
+from data.images import InMemory
+from data.loaders import EvaluationLoader
+from data.preprocessing import to_input
+from data.splits import Split
 from tests.processes import run, tiny_config, train_script
 from utils.config import TrainConfig
 from utils.system.errors import EnvironmentFault
@@ -203,7 +205,7 @@ def predict_on_this_rank(folder: Path, counts: list[int]) -> None:
             parameter.data = torch.randn(parameter.shape, generator=source) * 0.1
         for rank_dependent in (module.running_mean for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
             rank_dependent += 0.1 * rank
-        split = Split(images, np.zeros(count, dtype=np.int64))
+        split = Split(InMemory(images), np.zeros(count, dtype=np.int64))
         loader = EvaluationLoader(split, rank, ranks, batch_size=8)
         logits = predict(
             accelerator, model, loader, lambda images: to_input(images, torch.full((3,), 0.5), torch.full((3,), 0.25))

@@ -12,12 +12,13 @@ import yaml
 from PIL import Image
 
 import analyze
-from data.datasets import load_split
+from data.sources import load_split
 from models.saved import FORMAT_VERSION
 from tests.saved_runs import change, refusal
+from utils.analysis import setup
 from utils.analysis.inference import predict_test
 from utils.config import AnalyzeConfig
-from utils.config.options import parse_config
+from utils.config.parser import parse_config
 from utils.release.classifier import ImageClassifier
 from utils.runs.saved_run import open_run, trained_precision
 from utils.system.errors import UserError
@@ -40,7 +41,7 @@ def model_alone(digits_run, tmp_path) -> Path:
 
 
 def set_up(run: Path, **options):
-    return analyze.set_up(AnalyzeConfig(run=str(run), **options), create_accelerator())
+    return setup.set_up(AnalyzeConfig(run=str(run), **options), create_accelerator())
 
 
 def without(values: dict, names: set[str]) -> dict:
@@ -129,7 +130,7 @@ def test_class_names_with_html_and_a_moved_data_set(run, tmp_path, capsys):
 def test_another_data_set_than_the_runs_is_taken_where_it_is_named(run, tmp_path, capsys):
     change(run / "config.yaml", dataset="imagefolder", data_dir=str(tmp_path / "before"))
     assert len(set_up(run, dataset="digits").test) == 360
-    assert "data_dir: it is not known where the images are" in refusal(capsys, run=str(run), dataset="cifar10")
+    assert "data_dir: the run does not say where the images are" in refusal(capsys, run=str(run), dataset="cifar10")
 
 
 def test_the_precision_of_the_run_is_known_before_the_start(run, model_alone):
@@ -258,14 +259,14 @@ def test_another_programs_model_is_refused(model_alone, capsys):
 def test_a_run_without_any_model_is_refused(run, capsys):
     shutil.rmtree(run / "model")
     shutil.rmtree(run / "checkpoints")
-    assert "neither a model/ nor a whole checkpoint" in refusal(capsys, run=str(run))
+    assert "neither a model/ nor a valid checkpoint" in refusal(capsys, run=str(run))
 
 
 def test_a_damaged_checkpoint_is_refused(run, capsys):
     newest = max((run / "checkpoints").iterdir())
     with open(newest / "model.safetensors", "ab") as file:
         file.write(b"x")
-    assert "not a whole checkpoint" in refusal(capsys, run=str(newest))
+    assert "not a valid checkpoint" in refusal(capsys, run=str(newest))
 
 
 def test_a_folder_that_cannot_be_written_to_asks_for_another(model_alone, tmp_path, capsys):

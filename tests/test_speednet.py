@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data.datasets import load_split
+from data.sources import load_split
 from models import create_model
 from models.saved import ModelConfig, export_model, load_model
 from models.speednet import WHITENING_EPS, whitening_filters
 from tests.conftest import ROOT
+from utils.analysis.cam.choose import choose_cams
 from utils.analysis.cam.maps import class_maps
-from utils.analysis.gradcam import choose_cams
 
 
 def smooth_images(count: int, side: int = 32) -> Tensor:
@@ -32,7 +32,7 @@ def smooth_images(count: int, side: int = 32) -> Tensor:
 def digits() -> tuple[Tensor, Tensor]:
     """512 normalised grey images at 16 pixels, and their labels."""
     split, _ = load_split("digits", "", "train", 16)
-    images = torch.from_numpy(np.asarray(split.images[:512])).permute(0, 3, 1, 2) / 255
+    images = torch.from_numpy(split.images[:512]).permute(0, 3, 1, 2) / 255
     return (images - images.mean()) / images.std(), torch.from_numpy(split.labels[:512])
 
 

@@ -16,15 +16,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from data.datasets import load_dataset, load_split
-from data.loaders import to_input
+from data.preprocessing import to_input
+from data.sources import load_dataset, load_split
 from models.saved import load_model
 from tests.conftest import ROOT
 from tests.processes import run, tiny_config, train_script
 from tests.saved_runs import training_refusal
 from train_accelerate import main
 from utils.config import AnalyzeConfig, TrainConfig
-from utils.config.options import load_config
+from utils.config.files import load_config
 from utils.runs.checkpoint import list_checkpoints
 from utils.system.duration import duration
 from utils.system.launcher import available_cores
@@ -112,7 +112,7 @@ def test_exported_model_predicts_as_the_summary_says(finished):
     test, names = load_split("digits", "", "test", config.image_size)
     assert config.class_names == names
     with torch.no_grad():
-        logits = model(to_input(torch.from_numpy(test.images), torch.tensor(config.mean), torch.tensor(config.std)))
+        logits = model(to_input(torch.from_numpy(test.images[:]), torch.tensor(config.mean), torch.tensor(config.std)))
     hits = (logits.argmax(1).numpy() == test.labels).mean()
     assert hits == pytest.approx(summary["test_accuracy"], abs=1e-9)
 
@@ -202,7 +202,7 @@ def test_progressive_resolution_says_the_size_and_ends_with_statistics_of_full_i
     assert (config.resolution, config.image_size) == (16, 16)
 
     found = {name: value.clone() for name, value in model.named_buffers() if name.endswith("running_var")}
-    images = load_dataset("digits", "", 16).train.images
+    images = load_dataset("digits", "", 16).train.images[:]
     for layer in model.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.reset_running_stats()

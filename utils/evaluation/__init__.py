@@ -1,1 +1,1 @@
-"""Predictions of whole splits on any number of processes, and what they are worth."""
+"""Predictions of whole splits on any number of processes, and their scores."""

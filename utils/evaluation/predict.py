@@ -1,4 +1,4 @@
-"""Predictions for a whole split, each image once and in its own order, on any number of processes."""
+"""Predictions for a whole split, each image once and in order, on any number of processes."""
 
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -18,7 +18,7 @@ class Batches(Protocol):
     Attributes:
         count: images of the split.
         batch_size: of every batch but the last.
-        rounds: batches that each rank is given, None among them where there is none left.
+        rounds: items that each rank iterates over: batches, and None once there are no more.
     """
 
     count: int
@@ -38,12 +38,12 @@ def predict(
     progress: str = "",
     between_batches: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Logits, float32 (images, classes) on the CPU, in the order of the split and the same on every rank.
+    """Logits, float32 (images, classes) on the CPU, in the order of the split, the same on every rank.
 
     Args:
         model: maps normalised images to logits; put into eval mode for the call.
         loader: deals the split's batches to the ranks.
-        prepare: makes normalised images on the device of a batch of images as the loader gives them.
+        prepare: turns a batch of the loader into normalised images on the device.
         tta: test-time augmentation (utils.evaluation.tta).
         progress: label of a progress bar on the main process; no bar if empty or not a terminal.
         between_batches: called on every rank before every round; may raise to stop.
@@ -74,7 +74,7 @@ def predict(
 
 
 def _in_order(accelerator: Accelerator, rounds: list[Tensor], loader: Batches) -> Tensor:
-    """All ranks' rounds as one tensor; batch b was worked on by rank b % ranks in round b // ranks."""
+    """All ranks' rounds as one tensor; batch b is that of rank b % ranks in round b // ranks."""
     if accelerator.num_processes == 1:
         return torch.cat(rounds).cpu()
     mine = max(logits.shape[1] for logits in rounds)

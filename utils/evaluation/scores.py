@@ -1,4 +1,4 @@
-"""What predictions are worth."""
+"""Scores of predictions: loss and accuracy."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Scores:
-    """What predictions are worth: over exactly `count` images."""
+    """Scores over exactly `count` images."""
 
     loss: float
     accuracy: float
@@ -21,13 +21,13 @@ class Scores:
 def score(logits: Tensor, labels: Tensor) -> Scores:
     """Mean cross-entropy and accuracy of logits (N, C) against labels (N,), in float64."""
     logits = logits.double()
-    hits = logits.argmax(1) == labels
+    correct = logits.argmax(1) == labels
     totals = torch.bincount(labels, minlength=logits.shape[1])
-    per_class = torch.bincount(labels[hits], minlength=logits.shape[1]).double() / totals.clamp(min=1)
+    per_class = torch.bincount(labels[correct], minlength=logits.shape[1]).double() / totals.clamp(min=1)
     return Scores(
         loss=F.cross_entropy(logits, labels).item(),
-        accuracy=hits.double().mean().item(),
-        correct=int(hits.sum()),
+        accuracy=correct.double().mean().item(),
+        correct=int(correct.sum()),
         count=len(labels),
         per_class_accuracy=per_class.tolist(),
     )

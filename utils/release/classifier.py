@@ -1,4 +1,4 @@
-"""A trained model as others use it: from a folder or from the Hugging Face Hub, from images to probabilities."""
+"""A trained model for others: loaded from a folder or the Hugging Face Hub, from images to probabilities."""
 
 import os
 from collections.abc import Iterable, Mapping, Set
@@ -11,8 +11,8 @@ from huggingface_hub import ModelHubMixin, snapshot_download
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from data.images import as_square, read_image
-from data.loaders import to_input
+from data.files import read_image, to_rgb
+from data.preprocessing import fit, to_input
 from models.saved import WEIGHTS, ModelConfig, export_model, load_model
 from utils.evaluation.tta import tta_logits
 from utils.system.errors import UserError, one_line
@@ -34,14 +34,14 @@ TAKEN = (
 class ImageClassifier(
     nn.Module, ModelHubMixin, library_name="pytorch", pipeline_tag="image-classification", tags=["image-classification"]
 ):
-    """A model together with its preprocessing and the test-time augmentation that it is reported with.
+    """A model with its preprocessing and the test-time augmentation that it is reported with.
 
         classifier = ImageClassifier.from_pretrained("runs/resnet18/model")    # or its name on the Hub
         classifier.predict("photo.png")                                        # {"cat": 0.93, "dog": 0.05, ...}
         classifier.predict(["photo.png", "other.png"])                         # a list of two such dictionaries
 
-    The weights are those of model.safetensors under `model`. PyTorchModelHubMixin is not used: it would fall back to a
-    pickle, which can hold code.
+    Its state dict is model.safetensors, prefixed by `model`. PyTorchModelHubMixin would fall back to a pickle, which
+    can execute code.
     """
 
     mean: Tensor
@@ -65,17 +65,17 @@ class ImageClassifier(
     def predict(self, images: ArrayOfMany | Iterable[ImageLike]) -> list[dict[str, float]]: ...
 
     def predict(self, images: Any) -> dict[str, float] | list[dict[str, float]]:
-        """The probability of every class by its name, the most probable first: of one image, or a list of them of many.
+        """Class names with their probabilities, the most probable first; for many images a list of such dictionaries.
 
         Args:
             images: one image: a path, a PIL image or a uint8 array, RGB (H, W, 3), grey (H, W) or (H, W, 1), or RGBA
                 (H, W, 4). Or many: a list or another iterable of such images, or a uint8 array (N, H, W, 3).
 
-        Images may be of any size: the shorter side is scaled to the size of the training images and the middle is cut
-        out. As in files, grey becomes RGB and what is transparent is shown on white.
+        Images may be of any size: the shorter side is scaled to the size of the training images and the centre is
+        cropped. Grey becomes RGB, and transparency becomes white.
 
-        Raises UserError for a file that is not a readable image, and TypeError (of what kind) or ValueError (of what
-        shape) for everything else that is not one; the line says what is taken and what was given.
+        Raises UserError for a file that is not a readable image, else TypeError for a wrong type and ValueError for a
+        wrong shape; the line says what predict takes and what it got.
         """
         size = self.model_config.image_size
         if not _are_many(images):
@@ -86,7 +86,7 @@ class ImageClassifier(
 
     @torch.no_grad()
     def _probabilities(self, squares: list[np.ndarray]) -> list[dict[str, float]]:
-        """Of uint8 RGB images (image_size, image_size, 3)."""
+        """As predict, of uint8 RGB images (image_size, image_size, 3)."""
         count = max(1, PIXELS // self.model_config.image_size**2)
         batches = [torch.from_numpy(np.stack(squares[at : at + count])) for at in range(0, len(squares), count)]
         rows = [row for batch in batches for row in self(batch).softmax(1).tolist()]
@@ -97,8 +97,8 @@ class ImageClassifier(
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **download: Any) -> "ImageClassifier":
         """From a folder or, with snapshot_download's arguments, from the Hub; on the CPU in eval mode.
 
-        The mixin's own method would read config.json before anybody has looked at what it is. Raises UserError for
-        whatever is wrong with the files, which may come from a stranger.
+        The mixin's own method would read config.json before it is checked. Raises UserError for invalid files, which
+        may come from a stranger.
         """
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
@@ -111,7 +111,7 @@ class ImageClassifier(
 
 
 def _are_many(images: Any) -> bool:
-    """Whether this is meant as many images. Letters of a path, rows of an array and keys of a mapping are none."""
+    """Whether this means many images; letters of a path, rows of an array and keys of a mapping are not images."""
     if isinstance(images, np.ndarray):
         return images.ndim == 4
     single = (str, bytes, bytearray, os.PathLike, Image.Image, Tensor, Mapping, Set)
@@ -119,10 +119,10 @@ def _are_many(images: Any) -> bool:
 
 
 def _square(image: Any, size: int, place: str) -> np.ndarray:
-    """An image as those of a folder are read: uint8 RGB (size, size, 3).
+    """An image as the image folder reads it: uint8 RGB (size, size, 3).
 
     Args:
-        place: how a message begins to say what was given.
+        place: of the image in a message, before what was given.
     """
     if isinstance(image, (str, os.PathLike)):
         try:
@@ -134,13 +134,13 @@ def _square(image: Any, size: int, place: str) -> np.ndarray:
     if not all(image.size):
         raise ValueError(f"{TAKEN}; {place} a PIL image of {image.width} x {image.height} pixels")
     try:
-        return as_square(ImageOps.exif_transpose(image), size)
-    except Exception as error:  # on damaged files, which it reads only now, Pillow raises errors of almost every kind
+        return fit(to_rgb(ImageOps.exif_transpose(image)), size)
+    except Exception as error:  # Pillow decodes only now, and raises almost any error
         raise ValueError(f"{TAKEN}; {place} a PIL image that cannot be read ({one_line(error)})") from error
 
 
 def _from_array(array: Any, place: str) -> Image.Image:
-    """Of a uint8 array; raises TypeError or ValueError for what is none, or has another shape than TAKEN says."""
+    """Raises TypeError for anything but a uint8 array, and ValueError for a shape that TAKEN does not name."""
     if isinstance(array, (np.ndarray, Tensor)):
         kind = "torch tensor" if isinstance(array, Tensor) else "array"
         given = f"{place} a {str(array.dtype).removeprefix('torch.')} {kind} {tuple(array.shape)}"

@@ -1,4 +1,4 @@
-"""The model as a program for other runtimes, with its preprocessing inside, and checked against the checkpoint."""
+"""The model as a program for other runtimes, with its preprocessing inside, checked against the saved weights."""
 
 import io
 import json
@@ -19,12 +19,12 @@ from utils.system.files import replace_file
 
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
-TOLERANCE = 1e-4  # of a logit, relative to the largest one; rounding leaves about a hundredth of it
+TOLERANCE = 1e-4  # of a logit, relative to the largest one; rounding takes about a hundredth of it
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file in model/, and the largest difference of its logits from the checkpoint's over `count` images."""
+    """A file in model/, and the largest difference of its logits from the model's over `count` images."""
 
     kind: str
     file: str
@@ -33,23 +33,23 @@ class Exported:
 
 
 def check_packages(kinds: Sequence[str]) -> None:
-    """Raises UserError naming what an export needs and is not installed."""
+    """Raises UserError naming packages that an export needs and that are not installed."""
     for kind in kinds:
         if missing := [package for package in PACKAGES[kind] if find_spec(package) is None]:
             raise UserError(f"export: {kind} needs {', '.join(missing)}; pip install -r requirements-optional.txt")
 
 
 def export_programs(folder: Path, kinds: Sequence[str], images: Tensor) -> list[Exported]:
-    """Writes the model of `folder` beside its weights, as ONNX and with torch.export.
+    """Writes the model in `folder` beside its weights, as ONNX and with torch.export.
 
     Each program maps `images`, uint8 RGB (N, S, S, 3) for any N, to `logits`, float32 (N, classes), as
     utils.release.classifier.ImageClassifier does, and carries the class names: in ONNX as metadata `class_names`
     (JSON), in model.pt2 as the extra file class_names.json.
 
     Args:
-        images: at least one of them, for the check.
+        images: for the check, at least one.
 
-    Raises SuiteError, and writes nothing, where a program cannot be made or its logits are not the checkpoint's.
+    Raises SuiteError, and writes nothing, if a program cannot be made or its logits are not the model's.
     """
     classifier = ImageClassifier.from_pretrained(folder)
     with torch.no_grad():
@@ -77,7 +77,7 @@ def export_programs(folder: Path, kinds: Sequence[str], images: Tensor) -> list[
 
 @contextmanager
 def _one_line_of(step: str):
-    """Exporters raise errors of every kind for a model that they cannot take; and they warn about themselves."""
+    """Exporters raise errors of every kind for a model that they do not support, and print warnings."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

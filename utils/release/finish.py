@@ -17,7 +17,7 @@ from utils.system.errors import raise_on_all_ranks
 from utils.system.files import replace_file
 from utils.training.loading import sample_images
 from utils.training.run import Run
-from utils.training.snapshot import FREE_OPTIONS, exported_config
+from utils.training.snapshot import exported_config
 
 CHECKED_IMAGES = 256  # test images on which exported programs are compared with the checkpoint
 CURVES = "curves.png"
@@ -72,7 +72,6 @@ def push(config: TrainConfig) -> None:
 
 def _write_card(run: Run, summary: dict[str, Any], exported: Sequence[Exported] = ()) -> None:
     config, data, folder = run.config, run.data, run.directory.path
-    options = {name: value for name, value in vars(config).items() if name not in FREE_OPTIONS}
     text = model_card(
         name=(config.push_to_hub or config.run_name or folder.resolve().name).rpartition("/")[2],
         location=config.push_to_hub or "model",
@@ -85,7 +84,7 @@ def _write_card(run: Run, summary: dict[str, Any], exported: Sequence[Exported] 
             test_counts=np.bincount(data.test.labels, minlength=len(data.class_names)).tolist(),
         ),
         summary=summary,
-        recipe=options | ({"max_steps": config.max_steps} if config.max_steps else {}),
+        recipe=config.identity() | ({"max_steps": config.max_steps} if config.max_steps else {}),
         environment=run.directory.environment,
         exported=exported,
         picture=CURVES,

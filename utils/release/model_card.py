@@ -1,4 +1,4 @@
-"""README.md of model/: the model card as the Hugging Face Hub reads it."""
+"""README.md of model/: a model card for the Hugging Face Hub."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from models.saved import ModelConfig
-from utils.config.options import to_yaml
+from utils.config.files import to_yaml
 from utils.evaluation.scores import accuracy_interval
 from utils.release.export import Exported
 from utils.system.markdown import as_text
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-# Of each data set: its name on the Hub, where it is there, and what it is.
+# Of each data set: its name on the Hub, if it is there, and a description.
 DATASETS = {
     "cifar10": ("uoft-cs/cifar10", "CIFAR-10"),
     "cifar100": ("uoft-cs/cifar100", "CIFAR-100"),
@@ -22,7 +22,7 @@ DATASETS = {
 
 @dataclass(frozen=True)
 class CardData:
-    """The data set of a model card: its name among ours, the folder it was read from, the images of each split.
+    """The data set of a model card: its name as in `dataset`, its folder, and the images of each split.
 
     Attributes:
         test_counts: test images of each class.
@@ -40,7 +40,7 @@ class CardData:
 
     @property
     def description(self) -> str:
-        """What it is; of an image folder its own name alone, since the card may become public."""
+        """For an image folder only the folder's own name, since the card may become public."""
         if self.needs_folder:
             return f"Images of the folder {self.folder.name}"
         return DATASETS.get(self.name, (None, self.name))[1]
@@ -65,15 +65,15 @@ def model_card(
     exported: Sequence[Exported] = (),
     picture: str | None = None,
 ) -> str:
-    """The text of the card. It names no path of this machine.
+    """The text of the card, without any path of this machine.
 
     Args:
         name: of the model.
-        location: where the code examples find it.
+        location: of the model in the code examples.
         summary, environment: as in summary.json and environment.json.
-        recipe: the options that make it this run.
+        recipe: the options that define the run.
         exported: the programs beside the weights.
-        picture: file of the learning curves beside the card.
+        picture: file name of the learning curves beside the card.
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 

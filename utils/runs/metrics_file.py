@@ -1,13 +1,15 @@
-"""metrics.jsonl: written line by line, and read as what a stranger may have made."""
+"""metrics.jsonl: appended line by line, and read as a file that may come from a stranger."""
 
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from utils.system.errors import one_line
 from utils.system.files import naming
 from utils.system.memory import check_memory
 from utils.system.reading import check_size
@@ -15,27 +17,33 @@ from utils.tracking.tracker import SPLITS
 
 LARGEST_COUNT = 10**15  # of steps, epochs or images
 LONGEST_LINE = 64 * 1024  # bytes of metrics.jsonl
-MEMORY_PER_BYTE = 20  # of metrics.jsonl, when its lines are values
+MEMORY_PER_BYTE = 20  # of metrics.jsonl, once its lines are parsed
 
 
 class MetricsFile:
     """metrics.jsonl: one JSON object a line, append-only; only a resume cuts off what its checkpoint does not know.
 
-    What a full or lost disk does not take is kept, and written as soon as it does.
+    Lines that a full or lost disk does not take wait in memory until it does.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        self._unwritten = b""
+        self._waiting = b""
 
     def append(self, row: dict[str, Any]) -> None:
-        """Raises OSError where the line could not be written yet."""
-        self._unwritten += json.dumps(row).encode() + b"\n"
-        with self._file() as file:
-            self._write(file)
+        """The first line that has to wait costs a warning."""
+        first = not self._waiting
+        self._waiting += json.dumps(row).encode() + b"\n"
+        try:
+            with self._file() as file:
+                self._write(file)
+        except OSError as error:
+            if first:
+                reason = one_line(error)
+                print(f"warning: metrics.jsonl cannot be written ({reason}); its lines wait in memory", file=sys.stderr)
 
     def size(self) -> int:
-        """Bytes on the disk, after waiting for all lines to be there. Raises OSError where one is not."""
+        """Bytes of the file once all lines are on disk. Raises OSError if the disk does not take them."""
         with self._file() as file:
             self._write(file)
             os.fsync(file.fileno())
@@ -47,23 +55,23 @@ class MetricsFile:
             yield file
 
     def _write(self, file: FileIO) -> None:
-        while self._unwritten:  # a disk that fills up takes a part of a line, and the rest later
-            self._unwritten = self._unwritten[file.write(self._unwritten) :]
+        while self._waiting:  # a disk that fills up takes a part of a line, and the rest later
+            self._waiting = self._waiting[file.write(self._waiting) :]
 
     def take(self, origin: Path, size: int) -> None:
-        """Begins with the first `size` bytes of another run's file."""
+        """Starts from the first `size` bytes of another run's file."""
         check_memory(MEMORY_PER_BYTE * size, str(origin))
         with open(origin, "rb") as source, open(self.path, "wb") as file:
             while block := source.read(min(size - file.tell(), 2**20)):
                 file.write(block)
 
     def truncate(self, size: int) -> None:
-        """Cuts off what is beyond `size` bytes; a shorter file stays as it is."""
+        """Cuts the file to `size` bytes; a shorter one stays as it is."""
         with open(self.path, "ab") as file:
             file.truncate(min(size, file.tell()))
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows; a line that a crash left unfinished, or that is none of this suite's, is skipped."""
+        """The rows. Skips what a crash left unfinished, and what this suite does not write."""
         if not self.path.exists():
             return
         check_memory(MEMORY_PER_BYTE * check_size(self.path, most=None), str(self.path))
@@ -78,7 +86,7 @@ class MetricsFile:
 
 
 def _is_row(row: Any) -> bool:
-    """Whether a line is of metrics.jsonl: every value is a number but the split, and those that all lines have are."""
+    """Whether a line has a split, the numbers that every line has, and otherwise only numbers, all in range."""
     if not isinstance(row, dict) or row.get("split") not in SPLITS:
         return False
     numbers = {name: value for name, value in row.items() if name != "split"}

@@ -1,4 +1,4 @@
-"""Whether bfloat16 saves time on the device in use: a processor without its instructions emulates it."""
+"""Whether bfloat16 is faster than float32 on a device: processors without bf16 instructions emulate it."""
 
 import sys
 import time
@@ -8,20 +8,20 @@ from accelerate import Accelerator
 
 SHAPE = (256, 1152, 256)  # rows, summed over, columns of the product: under a millisecond in float32
 REPEATS = 5
-SLOW = 1.3  # times as long as in float32, from which on there is a warning
-EMULATED = 8.0  # as before, between processors with the instructions (below 2) and without (above 40)
+SLOW = 1.3  # slowdown from which on there is a warning
+EMULATED = 8.0  # slowdown between processors with the instructions (below 2) and without (above 40)
 
 
 def bf16_slowdown(device: torch.device) -> float:
-    """How many times as long as in float32 a matrix product takes in bfloat16 there; under 1 where it is worth it.
+    """Time of a matrix product in bfloat16 relative to float32; below 1 if bfloat16 is faster.
 
-    Takes milliseconds; where bfloat16 is emulated, about half a second.
+    The measurement takes milliseconds, half a second if bfloat16 is emulated.
     """
     return _seconds(torch.bfloat16, device) / _seconds(torch.float32, device)
 
 
 def _seconds(dtype: torch.dtype, device: torch.device) -> float:
-    """The shortest of REPEATS products, after one that does not count."""
+    """The shortest of REPEATS products, after a warm-up."""
     rows, inner, columns = SHAPE
     left, right = (
         torch.ones(rows, inner, dtype=dtype, device=device),
@@ -38,14 +38,14 @@ def _seconds(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def emulates_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is not worth trying there: the same on every processor of a kind, whatever else it does."""
+    """Whether the device emulates bfloat16; the margin makes the answer independent of its load."""
     return bf16_slowdown(device) > EMULATED
 
 
 def check_bf16(accelerator: Accelerator) -> float | None:
-    """The slowdown of a launch in bf16, the highest of all ranks and so the same on each; None for other precisions.
+    """The highest bf16_slowdown of all ranks if the launch is in bf16, else None. Call it on every rank.
 
-    A warning says where it is slow; training goes on. To be called on every rank.
+    Warns if bf16 is slow.
     """
     if accelerator.mixed_precision != "bf16":
         return None

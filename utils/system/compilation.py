@@ -1,6 +1,6 @@
-"""torch.compile: one compilation, whether `compile`, the launch or both ask for it, and refused where it cannot work.
+"""torch.compile: one compilation, whether `compile`, the launch or both ask for it; refused if it cannot work here.
 
-Accelerate's prepare() compiles, as its plugin says.
+Accelerate's prepare() compiles as its plugin says.
 """
 
 import importlib.util
@@ -12,44 +12,44 @@ from collections.abc import Mapping
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DynamoBackend, TorchDynamoPlugin, str_to_bool
+from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 
 from utils.system.errors import UserError, one_line, raise_on_all_ranks, suggestion
+from utils.system.launch_table import Launch
 
-PREFIX = "ACCELERATE_DYNAMO_"  # of the variables that stand for --dynamo_backend, --dynamo_mode, ...
+PREFIX = "ACCELERATE_DYNAMO_"  # of the variables behind --dynamo_backend, --dynamo_mode, ...
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
 SWITCHES = ("USE_FULLGRAPH", "USE_DYNAMIC", "USE_REGIONAL_COMPILATION")
 ADVICE = "or train without --compile and --dynamo_backend"
 
 
 def no_compilation() -> TorchDynamoPlugin:
-    """Whatever the launch says."""
+    """Overrides what the launch asks for."""
     return TorchDynamoPlugin("no", "default", fullgraph=False, dynamic=False, use_regional_compilation=False)
 
 
 def use_compilation(plugin: TorchDynamoPlugin, accelerator: Accelerator) -> None:
-    """Has prepare() compile the model as `compilation` found it asked for.
+    """Makes prepare() compile the model as the plugin says; call it on every rank.
 
-    To be called on every rank. Raises UserError if this machine cannot compile.
+    Raises UserError if this machine cannot compile.
     """
     with raise_on_all_ranks(accelerator):
         if plugin.fullgraph and accelerator.num_processes > 1:
-            raise UserError(
-                f"{PREFIX}USE_FULLGRAPH: torch cannot compile a model of several processes whole; leave it out"
-            )
+            raise UserError(f"{PREFIX}USE_FULLGRAPH: torch cannot compile a model of several processes whole; unset it")
         check_compiler(plugin, accelerator.device)
         accelerator.state.dynamo_plugin = plugin
 
 
 def compilation(compile: bool, environ: Mapping[str, str]) -> TorchDynamoPlugin:
-    """What the launch's variables and our option ask for together: the launch's backend, else inductor.
+    """The plugin for what the launch and the option `compile` ask for together: the launch's backend, else inductor.
 
     Raises UserError naming the variable that is invalid.
     """
     mode = environ.get(PREFIX + "MODE", "default")
     if mode not in MODES:
         raise UserError(f"{PREFIX}MODE: {mode!r} is not allowed; {suggestion(mode, MODES)}")
-    switches = {name: _switch(PREFIX + name, environ.get(PREFIX + name, "false")) for name in SWITCHES}
+    launch = Launch(environ, {})
+    switches = {name: launch.flag(PREFIX + name) for name in SWITCHES}
     backend = environ.get(PREFIX + "BACKEND", "no").lower()
     if backend != "no":
         _check_backend(backend)
@@ -58,10 +58,10 @@ def compilation(compile: bool, environ: Mapping[str, str]) -> TorchDynamoPlugin:
     if backend == "no":
         for name, asked in {"MODE": mode != "default", **switches}.items():
             if asked:
-                raise UserError(f"{PREFIX}{name}: nothing is compiled; add --compile true, or leave the variable out")
+                raise UserError(f"{PREFIX}{name}: nothing is compiled; add --compile true or unset it")
         return no_compilation()
     if mode != "default" and backend != "inductor":
-        raise UserError(f"{PREFIX}MODE: {mode} is a mode of inductor, and the backend is {backend}; leave it out")
+        raise UserError(f"{PREFIX}MODE: {mode} is a mode of inductor, and the backend is {backend}; unset it")
     plugin = TorchDynamoPlugin(
         backend,
         mode,
@@ -69,20 +69,20 @@ def compilation(compile: bool, environ: Mapping[str, str]) -> TorchDynamoPlugin:
         dynamic=True,
         use_regional_compilation=switches["USE_REGIONAL_COMPILATION"],
     )
-    if not switches["USE_DYNAMIC"]:  # which the launcher also says unasked: torch decides
+    if not switches["USE_DYNAMIC"]:  # the launcher sets this unasked; None: torch decides
         plugin.dynamic = None
     return plugin
 
 
 def say_uncompiled(accelerator: Accelerator) -> None:
-    """Says that an analysis compiles nothing, where the launch asks for it."""
+    """Notes that an analysis compiles nothing if the launch asks for it."""
     backend = os.environ.get(PREFIX + "BACKEND", "no").lower()
     if backend != "no" and accelerator.is_main_process:
         print(f"note: {PREFIX}BACKEND={backend}: an analysis compiles nothing", file=sys.stderr)
 
 
 def compiled_as(plugin: TorchDynamoPlugin) -> str | None:
-    """The backend, with all that differs from torch.compile's defaults; None if nothing is compiled."""
+    """The backend, and in brackets what differs from torch.compile's defaults; None if nothing is compiled."""
     if plugin.backend == DynamoBackend.NO:
         return None
     asked = {"fullgraph": plugin.fullgraph, "dynamic": plugin.dynamic, "regional": plugin.use_regional_compilation}
@@ -107,13 +107,13 @@ def _missing(backend: str, device: torch.device, error: Exception) -> str:
     compiler = os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))  # torch's own rule
     if backend == "inductor" and device.type == "cpu" and shutil.which((shlex.split(compiler) or [""])[0]) is None:
         return (
-            f"inductor needs a C++ compiler on a CPU, and {compiler} is missing; install it (apt install g++), name "
-            f"another by CXX, {ADVICE}"
+            f"inductor needs a C++ compiler on a CPU, and {compiler} is missing; install it (apt install g++), set CXX "
+            f"to another one, {ADVICE}"
         )
     if backend == "inductor" and device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return f"inductor needs triton on a GPU, which is missing; pip install triton, {ADVICE}"
-    reason = one_line(str(error).split("\n\n")[0])  # what follows is advice to developers of torch
-    return f"{backend} does not work here ({type(error).__name__}: {reason}); put that right, {ADVICE}"
+    reason = one_line(str(error).split("\n\n")[0])  # the rest is advice to developers of torch
+    return f"{backend} does not work here ({type(error).__name__}: {reason}); fix that {ADVICE}"
 
 
 def _check_backend(backend: str) -> None:
@@ -121,10 +121,3 @@ def _check_backend(backend: str) -> None:
     names = [name for name in map(str.lower, DynamoBackend.list()) if name in known]
     if backend not in names:
         raise UserError(f"{PREFIX}BACKEND: {backend!r} is not allowed; {suggestion(backend, ['no', *names])}")
-
-
-def _switch(name: str, text: str) -> bool:
-    try:
-        return bool(str_to_bool(text))
-    except ValueError as error:
-        raise UserError(f"{name}: {text!r} is not allowed; it must be true or false") from error

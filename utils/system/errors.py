@@ -1,10 +1,11 @@
-"""Errors as part of the interface: one clear line on stderr, an exit code, no traceback.
+"""Errors as part of the interface: one line on stderr, an exit code, no traceback.
 
 Exit codes: 2 for what a user can get wrong, 1 for faults of the environment (disk, network, a dead peer),
 128 + signal for a stop by signal. A traceback means a bug of ours, or `--debug`.
 """
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -23,7 +24,7 @@ from utils.system.streams import keep_streams
 class SuiteError(Exception):
     """Ends the program with its message as one line and `exit_code`.
 
-    `silent` is set on the ranks that learned of the error from another rank, so that the line is printed once.
+    `silent` is set on ranks that learned of the error from another one, so that the line is printed once.
     """
 
     exit_code = 1
@@ -34,7 +35,7 @@ class SuiteError(Exception):
 
 
 class UserError(SuiteError):
-    """Something that the user can put right: an option, a file, a folder."""
+    """Something that the user can fix: an option, a file, a folder."""
 
     exit_code = 2
 
@@ -46,7 +47,7 @@ class EnvironmentFault(SuiteError):
 
 
 class Interrupted(BaseException):
-    """A stop signal was answered: everything is saved, the program ends with 128 + `signum`."""
+    """A stop signal was answered and everything is saved; the program ends with 128 + `signum`."""
 
     def __init__(self, signum: int, message: str = ""):
         super().__init__(message)
@@ -55,12 +56,12 @@ class Interrupted(BaseException):
 
 LONGEST_LINE = 4000  # characters
 WAIT_FOR_FIRST_RANK = 10.0  # seconds; processes of one machine start and fail within less
-# What torch and NumPy say where there is not enough of it.
+# Of messages by torch and NumPy.
 OUT_OF_MEMORY = re.compile(r"out of memory|allocate memory|unable to allocate", re.IGNORECASE)
 OUT_OF_SHARED_MEMORY = re.compile(r"shared memory|</torch_")
 DEAD_WORKER = re.compile(r"DataLoader worker \(pid.* (?:is killed by signal: (.+?)\.|exited unexpectedly)")
 
-# What the communication back ends say when the process at the other end is gone.
+# Of messages by gloo, NCCL and torch's store when the process at the other end is gone.
 LOST_PEER = re.compile(
     r"connection (closed|reset|refused)|broken pipe|socket closed|timed out|timeout|no route to host"
     r"|nccl.*(abort|remote)|failed to recv|DistStoreError|DistNetworkError|recvValue failed",
@@ -69,10 +70,9 @@ LOST_PEER = re.compile(
 
 
 def one_line(message: object) -> str:
-    """The message without its line breaks; from a data-loader worker's report, the error itself.
+    """The message in one line; from a data-loader worker's report, the error itself.
 
-    What comes from a file may be of any length and hold anything: it is cut off, and what would command the terminal is
-    written out.
+    Text from a file may be of any length and hold anything: it is truncated, and control characters are escaped.
     """
     lines = [line.strip() for line in str(message).splitlines() if line.strip()]
     if any(line.startswith("Caught ") and "worker process" in line for line in lines):
@@ -83,28 +83,28 @@ def one_line(message: object) -> str:
 
 
 def nearest(name: str, allowed: Sequence[str]) -> str | None:
-    """The likeliest of the allowed names instead of a wrong one; None where none is near."""
+    """The closest of the allowed names to a wrong one; None if none is close."""
     close = {candidate.lower(): candidate for candidate in allowed}
     match = get_close_matches(name.lower(), close, n=1)
     return close[match[0]] if match else None
 
 
 def did_you_mean(name: str, allowed: Sequence[str]) -> str:
-    """A question with the nearest of the allowed names, and a space; nothing where none is near."""
+    """`did you mean X? ` with the closest of the allowed names; empty if none is close."""
     near = nearest(name, allowed)
     return f"did you mean {near}? " if near else ""
 
 
 def suggestion(name: str, allowed: Sequence[str]) -> str:
-    """What to choose from instead of a wrong name, the likeliest first."""
+    """The remedy for a wrong name: the closest of the allowed ones, then all of them."""
     return f"{did_you_mean(name, allowed)}choose from {', '.join(allowed)}"
 
 
 @contextlib.contextmanager
 def raise_on_all_ranks(accelerator: Any) -> Iterator[None]:
-    """Runs the block on every rank; if it fails on one, it fails on all, and the line is printed once.
+    """Runs the block on every rank; if it fails on one, it raises on all, and the line is printed once.
 
-    Without it the ranks that did not fail would wait for the failed one in their next collective call.
+    Without it, the other ranks would wait for the failed one in their next collective call.
     """
     error: Exception | None = None
     try:
@@ -115,19 +115,20 @@ def raise_on_all_ranks(accelerator: Any) -> Iterator[None]:
         if error is not None:
             raise error
         return
-    from accelerate.utils import gather_object
+    from utils.system.exchange import gather_texts  # it loads torch, which an error in the options does not wait for
 
-    mine = None if error is None else (type(error).__name__, one_line(error), isinstance(error, UserError))
-    failures = [(rank, failure) for rank, failure in enumerate(gather_object([mine])) if failure is not None]
-    if not failures:
+    mine = "" if error is None else json.dumps([isinstance(error, UserError), one_line(error)])
+    reports = gather_texts(accelerator, mine)
+    failed = next((number for number, report in enumerate(reports) if report), None)
+    if failed is None:
         return
-    rank, (_, message, users_fault) = failures[0]
+    users_fault, message = json.loads(reports[failed])
     kind = UserError if users_fault else EnvironmentFault
-    raise kind(message, silent=rank != accelerator.process_index) from error
+    raise kind(message, silent=failed != accelerator.process_index) from error
 
 
 def as_fault(error: BaseException | None) -> EnvironmentFault | None:
-    """What an error says of the environment; None where it may be a bug of ours, or the user's mistake."""
+    """The error as a fault of the environment; None if it may be a bug of ours or the user's mistake."""
     if isinstance(error, EnvironmentFault):
         return error
     if isinstance(error, OSError):
@@ -141,18 +142,17 @@ def as_fault(error: BaseException | None) -> EnvironmentFault | None:
         )
     if worker := DEAD_WORKER.search(f"{error.__cause__} {message}"):
         return EnvironmentFault(
-            f"a loader worker died ({worker[1] or 'nothing more is known'}); where the memory ran out, a smaller "
-            "--num_workers needs less"
+            f"a loader worker died ({worker[1] or 'no reason given'}); if memory ran out, lower --num_workers"
         )
     if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(message):
-        return EnvironmentFault(f"out of memory ({one_line(message) or 'nothing more is known'})")
+        return EnvironmentFault(f"out of memory ({one_line(message) or 'no reason given'})")
     if world_size() > 1 and LOST_PEER.search(message):
         return EnvironmentFault(f"rank {rank()} lost another process (dead, or silent for longer than --peer_timeout)")
     return None
 
 
 def run_script(main: Callable[[Any], Any], config: Any) -> NoReturn:
-    """Runs `main(config)` as a script and turns whatever ends it into one line and an exit code."""
+    """Runs `main(config)` as a script; whatever ends it becomes one line and an exit code."""
     keep_streams()
     try:
         main(config)
@@ -173,20 +173,20 @@ def run_script(main: Callable[[Any], Any], config: Any) -> NoReturn:
 
 
 def first_rank_first() -> None:
-    """Before the processes have found each other: lets the first one of this machine say what most likely ends all.
+    """Before the processes have found each other: waits, so that the first one of this machine prints its error.
 
-    Its launcher then ends the others, this one while it waits here. An error that this process alone has is printed
-    after that.
+    Its launcher then ends the others, which most likely have the same error, while they wait here. An error of this
+    process alone is printed afterwards.
     """
     if local_rank() > 0 and not in_group():
         time.sleep(WAIT_FOR_FIRST_RANK)
 
 
 def leave(code: int, line: str) -> NoReturn:
-    """Prints the line, flushes, and ends at once where there are other ranks, which may already be gone.
+    """Prints the line, flushes and ends; in a group of processes without the interpreter's own shutdown.
 
-    In a group of processes the interpreter's own shutdown would wait for peers that no longer answer, and gloo's
-    threads, which outlive the group, now and then abort in it (SIGABRT after a finished training, torch 2.14).
+    That would wait for peers that are gone, and gloo's threads, which outlive the group, sometimes abort in it (SIGABRT
+    after a finished training, torch 2.14).
     """
     if line:
         print(without_secrets(line), file=sys.stderr)

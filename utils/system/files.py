@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Writing files so that a reader, or a crash, never sees half of one; locking a folder."""
 
 import contextlib
 import errno
@@ -17,19 +17,19 @@ from utils.system.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # Windows has none; there two runs in one folder are not noticed
+except ImportError:  # on Windows two runs in one folder go unnoticed
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
-HELD = (errno.EACCES, errno.EAGAIN)  # what POSIX says of a lock that another process has
-NAMED_WITHIN = 0.2  # seconds after which who has taken a lock has surely written its name
+HELD = (errno.EACCES, errno.EAGAIN)  # POSIX: another process holds the lock
+NAMED_WITHIN = 0.2  # seconds after which the holder of a lock has written its name
 
 
 def check_writable(folder: Path, option: str = "output_dir") -> None:
-    """Raises UserError where a folder can neither be written to nor be made. Leaves nothing behind.
+    """Raises UserError if a folder is not writable and cannot be made. Leaves nothing behind.
 
     Args:
-        option: the one that names it, or the variable.
+        option: the option or variable that names it.
     """
     try:
         existing = next(place for place in (folder, *folder.absolute().parents) if _is_there(place))
@@ -44,7 +44,7 @@ def check_writable(folder: Path, option: str = "output_dir") -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Gives an OSError inside the name of the file, which that of a full disk lacks."""
+    """Adds the name of the file to an OSError inside, which that of a full disk lacks."""
     try:
         yield
     except OSError as error:
@@ -54,7 +54,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether there is something of that name, if only a link that leads nowhere. Raises OSError for no name at all."""
+    """Whether the path exists, even as a dangling link. Raises OSError for an invalid name."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -63,7 +63,7 @@ def _is_there(path: Path) -> bool:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Writes a new file and waits until it is on the disk."""
+    """Writes a new file and syncs it to disk."""
     with naming(path), open(path, "wb") as file:
         file.write(content)
         file.flush()
@@ -71,7 +71,7 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the folder's entries (new names, renames) are on the disk. Windows opens no folder and needs none."""
+    """Syncs the folder's entries (new names, renames) to disk. Windows cannot, and need not."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -83,10 +83,10 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, **text: Any) -> Iterator[Any]:
-    """A new file to write to, which then replaces `path` in one step: a reader, or a crash, sees the old or the new.
+    """A new file to write to, which then replaces `path` atomically.
 
     Args:
-        text: options of a text file, such as encoding; without them it takes bytes.
+        text: `open`'s options for a text file, such as encoding; without them it takes bytes.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -103,13 +103,13 @@ def replacing(path: Path, **text: Any) -> Iterator[Any]:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Replaces a file in one step: a reader, or a crash, sees the old content or the new."""
+    """Replaces a file atomically: a reader, or a crash, sees the old content or the new."""
     with replacing(path) as file:
         file.write(content)
 
 
 def digest(parts: Iterable[Any]) -> str:
-    """SHA-256 over bytes or contiguous arrays, one after another, in hexadecimal."""
+    """SHA-256 over the concatenation of bytes or contiguous arrays, in hexadecimal."""
     found = hashlib.sha256()
     for part in parts:
         found.update(part)
@@ -121,11 +121,10 @@ def to_json(value: Any) -> bytes:
 
 
 def lock_folder(folder: Path) -> BinaryIO:
-    """Takes the folder's lock until the returned file is closed or the process dies, however it dies.
+    """Locks the folder until the returned file is closed or the process dies, however it dies.
 
-    A POSIX record lock, which loader workers do not inherit and shared file systems pass on between hosts. A
-    process opens that file here and nowhere else: closing any descriptor of it would give up the lock. Where the file
-    system has no locks, there is a warning instead.
+    A POSIX record lock: loader workers do not inherit it, and shared file systems pass it on between hosts. The file is
+    opened nowhere else, since closing any descriptor of it releases the lock. On a file system without locks, warns.
 
     Raises UserError naming the holder.
     """
@@ -142,8 +141,8 @@ def lock_folder(folder: Path) -> BinaryIO:
             file.close()
             raise UserError(f"output_dir: {folder} is in use by {holder}") from error
         print(
-            f"warning: the file system of {folder} has no locks ({error.strerror}); see to it that nothing else writes "
-            "there",
+            f"warning: the file system of {folder} has no locks ({error.strerror}); make sure that nothing else "
+            "writes there",
             file=sys.stderr,
         )
     with naming(path):

@@ -1,8 +1,8 @@
-"""Names that may hold anything, in Markdown."""
+"""Untrusted names in Markdown."""
 
 import re
 
 
 def as_text(name: str) -> str:
-    """A name as Markdown shows it as it is, in a table too: what could be markup is written as an entity."""
+    """A name that Markdown shows literally, in a table too: what could be markup becomes an entity."""
     return re.sub(r"[^\w \-.,]|_", lambda found: f"&#{ord(found[0])};", " ".join(name.split()))

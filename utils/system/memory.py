@@ -1,4 +1,4 @@
-"""Memory that is free, and what is needed, before it is taken."""
+"""Memory: how much is free and how much is needed, before it is allocated."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,11 +7,11 @@ from utils.system.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
-HELD_MAPS = 3  # that are in memory at a time: a block's input, a layer's and its output; or a map, a copy, its gradient
+HELD_MAPS = 3  # in memory at a time: a block's input, a layer's input and its output; or a map, a copy and its gradient
 
 
 def free_memory(device: Any = None) -> int:
-    """Bytes that are free on a CUDA device, or on this machine."""
+    """Free bytes of a CUDA device, or of this machine."""
     import psutil
 
     if device is not None and device.type == "cuda":
@@ -22,19 +22,21 @@ def free_memory(device: Any = None) -> int:
 
 
 def check_memory(size: float, what: str, device: Any = None) -> None:
-    """Raises UserError where `size` bytes for `what` are more than are free."""
+    """Raises UserError if `what` needs more bytes than are free."""
     free = free_memory(device)
     if size > free:
         raise UserError(f"{what} needs {size / 2**30:,.1f} GiB of memory, of which {free / 2**30:,.1f} GiB are free")
 
 
 def forward_memory(model: "nn.Module", size: int, images: int = 1, gradients: bool = False) -> int:
-    """Bytes for the float32 feature maps of a forward pass over images of that side, with `gradients` for all of them.
+    """Bytes of the float32 feature maps that a forward pass holds at a time. Nothing is computed.
 
-    Nothing is computed. 0 where it cannot be told without weights.
+    0 if the pass fails on the meta device: the size is unknown, and the real pass says what is wrong.
 
     Args:
         model: on the meta device, in eval mode.
+        size: side of the images in pixels.
+        gradients: whether all maps are held, for a backward pass.
     """
     import torch
 
@@ -46,7 +48,7 @@ def forward_memory(model: "nn.Module", size: int, images: int = 1, gradients: bo
     handles = [module.register_forward_hook(note) for module in model.modules() if not [*module.children()]]
     try:
         model(torch.zeros(images, 3, size, size, device="meta"))
-    except (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError, LookupError):
+    except (RuntimeError, ValueError, TypeError, AssertionError, LookupError):  # whatever a model checks of its input
         return 0
     finally:
         for handle in handles:

@@ -1,7 +1,7 @@
-"""This process among those of its launch, as the launcher's variables tell it.
+"""The place of this process among those of its launch, from the launcher's variables.
 
-Imports nothing of ours: it is asked wherever a line is printed. `utils/system/launch.py` refuses malformed variables;
-until then such a variable counts as unset here.
+Imports nothing of ours, so that any module may ask. A malformed variable counts as unset here; launch_ranks.py refuses
+it.
 """
 
 import os
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class MPI(NamedTuple):
-    """The variables in which an MPI's `mpirun` tells each process its place."""
+    """The variables in which an MPI's `mpirun` gives each process its place."""
 
     rank: str
     world_size: str
@@ -25,6 +25,7 @@ MPIS = (  # as Accelerate reads them on a CPU
     MPI("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
 )
 RANKS = MPI("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # torch's own, which everything here reads
+PRECISION = "ACCELERATE_MIXED_PRECISION"  # which `accelerate launch` always sets
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 DEFAULT_PORT = "29500"  # torch's and Accelerate's
 
@@ -50,15 +51,15 @@ def local_world_size() -> int:
 
 
 def whole_number(environ: Mapping[str, str], name: str, default: int) -> int:
-    """The variable's value, which is 0 or more; `default` where it is unset or something else."""
+    """The variable's value if it is a whole number from 0 on, else `default`."""
     value = environ.get(name, "")
     return int(value) if value.isascii() and value.isdecimal() else default
 
 
 def adopt_ranks(environ: MutableMapping[str, str]) -> None:
-    """Sets torch's variables from those of an MPI where the launch has none, and what follows from them.
+    """Sets torch's variables from those of an MPI if the launch has none of torch's, and what follows from them.
 
-    Processes that meet at a loopback address are all on this machine: so many share its cores.
+    Processes that meet at a loopback address are all on this machine and share its cores.
     """
     if not any(name in environ for name in RANKS):
         for mpi in MPIS:

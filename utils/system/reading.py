@@ -1,7 +1,7 @@
 """Reading what may come from a stranger: files of a run directory, a checkpoint or a model folder.
 
-Made to do harm, they are links that lead elsewhere, pipes that are waited for, sizes and nesting without end. What is
-read here is bounded, and what is wrong with it ends in one line that names the file.
+Malicious ones are links out of the folder, pipes that block, or of unbounded size or nesting. Reading is bounded here,
+and an invalid file ends in one line that names it.
 """
 
 import contextlib
@@ -17,10 +17,10 @@ from typing import Any
 from utils.system.errors import UserError, one_line
 from utils.system.memory import check_memory
 
-MOST_BYTES = 16 * 2**20  # of a JSON file; as values it may take 30 times as much memory
+MOST_BYTES = 16 * 2**20  # of a JSON file; parsed, it may take 30 times as much memory
 MOST_DIGITS = 18  # of a whole number
 MOST_SHOWN = 100  # characters of a value in an error
-WANDB_LINK = "wandb/*run-*/logs/debug-core.log"  # which W&B makes into the user's cache, and nothing opens
+WANDB_LINK = "wandb/*run-*/logs/debug-core.log"  # which W&B makes, into the user's cache; nothing opens it
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = MOST_SHOWN
@@ -30,10 +30,10 @@ _short.maxstring = _short.maxother = MOST_SHOWN
 
 
 def check_folder(folder: Path, option: str) -> None:
-    """Raises UserError for anything in a folder, at any depth, that is no file, no folder and no link to one inside.
+    """Raises UserError for anything in a folder, at any depth, but files, folders, and links to those inside.
 
-    To be called before anything in the folder is read or written: a link could lead either outside, a pipe would be
-    waited for. `folder` itself may be a link, which the user has named.
+    Call it before anything in the folder is read or written: a link could lead outside, a pipe would block. `folder`
+    itself, which the user named, may be a link.
     """
     places = [os.fspath(folder)]
     while places:
@@ -46,7 +46,7 @@ def check_folder(folder: Path, option: str) -> None:
 
 
 def check_files(folder: Path, names: Iterable[str], option: str) -> None:
-    """As check_folder, of these files alone, where nothing else of the folder is touched."""
+    """As check_folder, for these files alone, if nothing else in the folder is touched."""
     for path in (folder / name for name in names):
         if os.path.lexists(path) and not (path.is_file() and not path.is_symlink()):
             _check_special(path, folder, option)
@@ -69,7 +69,7 @@ def _check_special(path: Path, folder: Path, option: str) -> None:
 
 
 def _places(folder: Path) -> list[str]:
-    """Where links of a folder may lead: into itself. The Hugging Face cache keeps the files of a snapshot beside it."""
+    """Where links of a folder may lead: into itself. The Hugging Face cache has the files of a snapshot beside it."""
     root = os.path.realpath(folder)
     parent, name = os.path.split(os.path.dirname(root))
     return [root, os.path.join(parent, "blobs")] if name == "snapshots" else [root]
@@ -83,9 +83,9 @@ def _is_inside(path: str, folder: str) -> bool:
 
 
 def read_file(path: Path, most: int | None = MOST_BYTES) -> bytes:
-    """The content of a file of at most `most` bytes; None: of as many as there is memory for.
+    """The content of a file of at most `most` bytes; None: as many as there is free memory.
 
-    Raises UserError where it is missing, no file, or larger.
+    Raises UserError if it is missing, not a regular file, or larger.
     """
     check_size(path, most)
     with open(path, "rb") as file:
@@ -113,7 +113,7 @@ def read_json(path: Path, kind: type = dict) -> Any:
 
 
 def parse_json(content: bytes, source: Path, kind: type = dict) -> Any:
-    """The value of a JSON text, which must be of that type. Raises UserError naming its source."""
+    """The value of a JSON text. Raises UserError naming the source if it is invalid or not of type `kind`."""
     try:
         value = json.loads(content, parse_int=_whole_number)
     except (ValueError, RecursionError) as error:
@@ -133,7 +133,7 @@ def _whole_number(digits: str) -> int:
 
 
 def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
-    """Whether a value of a JSON file is a finite number in a range; true and false are none."""
+    """Whether a value of a JSON file is a finite number in a range; true and false are not."""
     return type(value) in (int, float) and math.isfinite(value) and low <= value <= high
 
 
@@ -143,11 +143,11 @@ def is_count(value: Any) -> bool:
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value of a JSON file is a text that can be written to a file: one without half characters."""
+    """Whether a value of a JSON file is a string that can be encoded: one without lone surrogates."""
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def shown(value: Any) -> str:
-    """A value in an error, however large or deep it is."""
+    """A value for an error message, truncated however large or deep it is."""
     text = value if isinstance(value, str) else _short.repr(value)
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."

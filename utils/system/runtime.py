@@ -1,4 +1,4 @@
-"""The machine under the program: processes, devices, threads, versions."""
+"""The Accelerator of a launch, and what of the machine a run records: devices, threads, versions."""
 
 import contextlib
 import ctypes
@@ -15,41 +15,46 @@ from typing import Any
 import torch
 import torch.distributed as distributed
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import is_initialized
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, is_torch_xla_available
 
 from utils.system.bf16 import emulates_bf16
 from utils.system.compilation import compiled_as, no_compilation
 from utils.system.errors import SuiteError, UserError, as_fault, one_line
-from utils.system.launch import DEVICE, PRECISION, asks_for_cpu, notes, read_launch
+from utils.system.launch import notes, read_launch
+from utils.system.launch_table import DEVICE
 from utils.system.launcher import available_cores
-from utils.system.ranks import local_rank, local_world_size, rank, world_size
+from utils.system.ranks import PRECISION, local_rank, local_world_size, rank, world_size
 from utils.system.rendezvous import joining
 from utils.system.threads import choose_threads
 
+# Packages whose versions can change a result, or what is read and written.
+PACKAGES = (
+    *("torch", "torchvision", "accelerate", "timm", "safetensors", "huggingface_hub", "numpy", "scipy", "pillow"),
+    *("albumentations", "opencv-python-headless", "scikit-learn", "grad-cam", "wandb"),
+)
 
-def create_accelerator(
-    default_precision: str | None = None,
-    peer_timeout: int = 600,
-) -> Accelerator:
+
+def create_accelerator(default_precision: str | None = None, peer_timeout: int = 600) -> Accelerator:
     """The Accelerator of this launch: precision, processes and device are the launcher's.
 
-    Where the launch names no precision, `default_precision` (no, fp16, bf16) is taken; a CPU has no fp16, and many only
-    emulate bf16. Without any accelerator device the processes form a gloo group on the CPU. Raises UserError for what
-    cannot be honoured (`utils/system/launch.py`), and where the processes do not form the group that they were started
-    as, since each would silently train on its own.
+    Without any accelerator device, several processes form a gloo group on the CPU. Raises UserError if the launch asks
+    for something that is not supported (`utils/system/launch_table.py`), or if the processes did not find each other:
+    each would silently train on its own.
 
-    A process that does not answer the others for `peer_timeout` seconds counts as lost.
+    Args:
+        default_precision: no, fp16 or bf16, if the launch names none. A CPU has no fp16, and many emulate bf16.
+        peer_timeout: seconds after which a process that does not answer counts as lost.
     """
     launch = read_launch(os.environ)
     devices = torch.cuda.device_count()
-    if 0 < devices < local_world_size() and not asks_for_cpu(launch):
+    if 0 < devices < local_world_size() and not launch.wants_cpu:
         raise UserError(f"{local_world_size()} processes were started on {devices} GPUs; use --num_processes {devices}")
     _check_device(os.environ.get(DEVICE, "cpu"))
-    on_cpu = asks_for_cpu(launch) or not (torch.accelerator.is_available() or is_torch_xla_available())
+    on_cpu = launch.wants_cpu or not (torch.accelerator.is_available() or is_torch_xla_available())
     if on_cpu and os.environ.get(PRECISION) == "fp16":
         raise UserError("mixed_precision: fp16 needs a GPU; on a CPU use bf16 or no")
-    launched = PRECISION in os.environ or AcceleratorState._shared_state
+    launched = PRECISION in os.environ or is_initialized()
     if on_cpu and not launched and default_precision in ("fp16", "bf16"):
         default_precision = _on_a_cpu(default_precision)
     timeout = timedelta(seconds=peer_timeout)
@@ -58,12 +63,12 @@ def create_accelerator(
         accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision=None if launched else default_precision,
-            # Pieces of a step are ours (utils/training/micro_batch.py); with more here it would divide each gradient.
+            # utils/training/micro_batch.py accumulates; with more than 1 here, Accelerate would divide each gradient.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             dynamo_plugin=no_compilation(),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
         )
-    accelerator.state.dynamo_plugin = no_compilation()  # of an earlier training in this process it would stay
+    accelerator.state.dynamo_plugin = no_compilation()  # else that of an earlier training in this process
     if "WORLD_SIZE" in os.environ and world_size() != accelerator.num_processes:
         raise UserError(
             f"{world_size()} processes were started but {accelerator.num_processes} found each other; "
@@ -83,11 +88,11 @@ def create_accelerator(
 
 
 def _on_a_cpu(precision: str) -> str:
-    """The precision that a CPU computes in where nobody insists on one."""
+    """The precision that a CPU computes in unless the launch names one."""
     if precision == "bf16" and not emulates_bf16(torch.device("cpu")):
         return "bf16"
     if precision == "bf16" and local_rank() == 0:
-        print("note: this CPU emulates bf16, at many times the time; computing in fp32", file=sys.stderr)
+        print("note: this CPU emulates bf16, which is many times slower; computing in fp32", file=sys.stderr)
     return "no"
 
 
@@ -101,7 +106,7 @@ def _check_device(device: str) -> None:
 
 @contextlib.contextmanager
 def _refusals_in_one_line() -> Iterator[None]:
-    """Turns whatever Accelerate raises while it is made into one line that names what the launch has set."""
+    """Turns what Accelerate's constructor raises into one line with the variables that the launch has set."""
     try:
         yield
     except (SuiteError, KeyboardInterrupt):
@@ -114,7 +119,7 @@ def _refusals_in_one_line() -> Iterator[None]:
 
 
 def _join_after_restart(backend: str, timeout: timedelta) -> None:
-    """Forms the process group of a launch that torch's elastic agent has restarted, under keys of its own.
+    """Forms the process group of a launch that torch's elastic agent has restarted, under its own keys.
 
     With Accelerate's default, the static rendezvous, the agent keeps its store over a restart, and the new processes
     would look for each other at the addresses of those that died.
@@ -128,9 +133,9 @@ def _join_after_restart(backend: str, timeout: timedelta) -> None:
 
 
 def use_cores(loader_workers: int = 0) -> None:
-    """Gives torch this process's share of the machine's cores, less one for each of its loader workers.
+    """Sets torch's threads to this process's share of the cores, less one for each of its loader workers.
 
-    Fewer where a person asks for fewer (utils/system/threads.py). Raises UserError where that is no number.
+    Fewer if OMP_NUM_THREADS or MKL_NUM_THREADS asks for fewer (utils/system/threads.py); UserError if one is invalid.
     """
     threads, line = choose_threads(os.environ, available_cores(), local_world_size(), loader_workers)
     torch.set_num_threads(threads)
@@ -139,10 +144,10 @@ def use_cores(loader_workers: int = 0) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep freed memory instead of handing it back to the system.
+    """Makes glibc hold on to freed memory instead of returning it to the system.
 
-    By default it maps and unmaps every large tensor anew, and the kernel clears the pages each time: of a training step
-    of ResNet-18 with 512 images on two cores, 16 % of the time (93 instead of 107 images/s).
+    By default every large tensor is mapped and unmapped, and the kernel clears its pages each time: 16 % of a training
+    step of ResNet-18 with 512 images on two cores (93 instead of 107 images/s).
     """
     m_trim_threshold, m_mmap_max = -1, -4
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
@@ -152,7 +157,7 @@ def keep_freed_memory() -> None:
 
 
 def default_workers(accelerator: Accelerator) -> int:
-    """Loader processes per training process: on a CPU they would only take cores from the training."""
+    """Loader workers per training process; none on a CPU, where they would take cores from the training."""
     if accelerator.device.type == "cpu":
         return 0
     return min(8, max(1, available_cores() // local_world_size() - 1))
@@ -163,11 +168,9 @@ def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {"python": platform.python_version()}
-    for package in ("torch", "torchvision", "accelerate", "albumentations", "grad-cam", "numpy", "wandb"):
-        try:
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     device = accelerator.device
     return {
         "versions": versions,
@@ -186,7 +189,7 @@ def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def git_remote() -> str | None:
-    """Where the code came from, without the user and the password that may be in the address."""
+    """The URL of the git remote, without the user and password that may be in it."""
     address = _git("config", "--get", "remote.origin.url")
     return re.sub(r"(?<=://)[^/@]*@", "", address) if address else None
 

@@ -1,6 +1,6 @@
-"""Standard output that goes away: a reader that ended (`| head`), a full log disk, a lost terminal, closed descriptors.
+"""Standard streams that break: a reader that ended (`| head`), a full log disk, a lost terminal, closed descriptors.
 
-It costs its lines, never the run. Imports nothing heavy: it is for the first lines of a script.
+Lines are lost, never the run. Imports nothing heavy: scripts call it first.
 """
 
 import contextlib
@@ -14,10 +14,9 @@ LOST = (OSError, ValueError, RuntimeError)
 
 
 class ExpendableStream(io.TextIOWrapper):
-    """A standard stream on which nothing raises: what cannot be written is dropped.
+    """A standard stream that never raises: what cannot be written is dropped.
 
-    Every write is tried, so lines come again when a full disk has room again. A letter that the encoding lacks is
-    escaped.
+    Every write is tried, so lines appear again once a full disk has room. A letter that the encoding lacks is escaped.
     """
 
     def __init__(self, stream: io.TextIOWrapper):
@@ -28,7 +27,7 @@ class ExpendableStream(io.TextIOWrapper):
             line_buffering=stream.line_buffering,
             write_through=stream.write_through,
         )
-        self._shared_with = stream  # freed, it would close the buffer
+        self._shared_with = stream  # its destructor would close the buffer
 
     def write(self, text: str) -> int:
         try:
@@ -37,23 +36,23 @@ class ExpendableStream(io.TextIOWrapper):
             return len(text)
 
     def flush(self) -> None:
-        """Never raises, so that the interpreter, which flushes as it ends, keeps the exit code."""
+        """Never raises, so that the interpreter, which flushes as it ends, returns our exit code."""
         with contextlib.suppress(*LOST):
             super().flush()
 
 
 def keep_streams() -> None:
-    """Makes stdout and stderr expendable, for Python and all libraries. Call it first; again, it changes nothing.
+    """Makes stdout and stderr expendable, for Python and all libraries. Call it first; idempotent.
 
-    A missing descriptor is opened on the null device: the next file opened, a checkpoint or the lock, would take its
-    number, and all that libraries in C and child processes print would go into that file.
+    A closed descriptor is opened on the null device: else the next file opened, a checkpoint or the lock, would take
+    its number, and whatever C libraries and child processes print would go into that file.
     """
     for descriptor, name in enumerate(STREAMS):
         if getattr(sys, name) is None:
             _open_null_device(descriptor, name)
     for name in STREAMS[1:]:
         stream = getattr(sys, name)
-        own = stream is getattr(sys, f"__{name}__")  # not one of a notebook or of pytest
+        own = stream is getattr(sys, f"__{name}__")  # not a notebook's or pytest's
         if own and type(stream) is io.TextIOWrapper:
             _set(name, ExpendableStream(stream))
 

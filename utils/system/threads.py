@@ -1,7 +1,7 @@
-"""Threads of a process: its share of the cores, or fewer where a person asks for fewer.
+"""Threads of a process: its share of the cores, or fewer if the user asks for fewer.
 
-torch lets MKL_NUM_THREADS win over OMP_NUM_THREADS, and so do we. OMP_NUM_THREADS may also be the launcher's own: the
-value that the launcher would have set by itself counts as unset, since nothing tells the two apart (docs/scaling.md).
+MKL_NUM_THREADS wins over OMP_NUM_THREADS, as in torch. A launcher sets OMP_NUM_THREADS on its own, which cannot be told
+from a user's choice: the value that the launcher would have chosen counts as unset (docs/scaling.md).
 """
 
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ VARIABLES = ("MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
 
 def choose_threads(environ: Mapping[str, str], cores: int, processes: int, workers: int = 0) -> tuple[int, str]:
-    """How many threads a process takes, and a line to print where that is fewer than a person asked for.
+    """The number of threads of a process, and a warning if that is fewer than the user asked for; empty if not.
 
     Args:
         environ: the environment's variables.
-        cores: that this machine gives to all processes of the launch.
+        cores: of this machine, for all processes of the launch.
         processes: of the launch on this machine.
         workers: loader processes of this process, each of which takes a core.
     """
@@ -30,9 +30,9 @@ def choose_threads(environ: Mapping[str, str], cores: int, processes: int, worke
 
 
 def asked_threads(environ: Mapping[str, str], processes: int) -> tuple[str, int]:
-    """The variable by which a person asks for a number of threads, and the number; ("", 0) if none does.
+    """The variable by which the user asks for a number of threads, and the number; ("", 0) if there is none.
 
-    Raises UserError if a value is no number.
+    Raises UserError if a value is not a number.
     """
     numbers = {name: _number(name, environ.get(name, "")) for name in VARIABLES}
     if numbers["OMP_NUM_THREADS"] == _launcher_default(environ, processes):
@@ -41,7 +41,7 @@ def asked_threads(environ: Mapping[str, str], processes: int) -> tuple[str, int]
 
 
 def _number(name: str, text: str) -> int:
-    """0 if unset, as for Accelerate. OpenMP takes a list too, whose first entry is for us."""
+    """0 if unset, as for Accelerate. OpenMP also takes a list, whose first entry counts."""
     first = text.split(",")[0].strip() or "0"
     if not (first.isascii() and first.isdigit()):
         raise UserError(f"{name}: {text!r} is not allowed; it must be a whole number of threads")
@@ -49,7 +49,7 @@ def _number(name: str, text: str) -> int:
 
 
 def _launcher_default(environ: Mapping[str, str], processes: int) -> int:
-    """What the launcher sets OMP_NUM_THREADS to where it is unset; 0 if it leaves it."""
+    """What the launcher sets OMP_NUM_THREADS to if it is unset; 0 if it does not."""
     if "ACCELERATE_DYNAMO_MODE" in environ:  # accelerate launch, which always sets it
         if environ.get("ACCELERATE_USE_CPU", "").lower() != "true":
             return 1

@@ -10,11 +10,11 @@ import numpy as np
 from utils.system.markdown import as_text
 from utils.tracking.tracker import Confusion, Identity, Line, Media, Page, Picture, Table, Text, Tracker, check_records
 
-ROWS = 100  # of a table that are shown
+ROWS = 100  # shown of a table
 
 
 class TensorBoardTracker(Tracker):
-    """Numbers as scalars, pictures as images; tables and texts as text."""
+    """Numbers as scalars, images as images, tables and texts as text."""
 
     name = "tensorboard"
 
@@ -26,8 +26,8 @@ class TensorBoardTracker(Tracker):
         self._writer = SummaryWriter(self._folder)
         self._options: dict[str, Any] = {}
 
-    def recall(self, told: set[Line]) -> None:
-        """Reads the events: the last line of a killed process may not be there."""
+    def recall(self, logged: set[Line]) -> None:
+        """From the event files, which may lack the last lines of a killed process."""
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         check_records(Path(self._folder))
@@ -35,7 +35,7 @@ class TensorBoardTracker(Tracker):
         board.Reload()
         losses = [tag for tag in board.Tags()["scalars"] if tag.endswith("/loss")]
         lines = {(event.step, tag.removesuffix("/loss")) for tag in losses for event in board.Scalars(tag)}
-        self._known = lines & told
+        self._known = lines & logged
 
     def describe(self, config: Mapping[str, Any]) -> None:
         options = {key: value for key, value in config.items() if key != "environment"}
@@ -79,7 +79,7 @@ class TensorBoardTracker(Tracker):
         numbers = {f"summary/{key}": value for key, value in summary.items() if isinstance(value, (int, float))}
         for key, value in numbers.items():
             self._writer.add_scalar(key, value, step)
-        if "test_accuracy" in summary:  # of a run that has ended: a row in the table of options and results
+        if "test_accuracy" in summary:  # of a finished run: a row in the table of options and results
             self._writer.add_hparams(self._options, numbers, run_name=".", global_step=step)
         self._writer.flush()
 
@@ -88,7 +88,7 @@ class TensorBoardTracker(Tracker):
 
 
 def _markdown(table: Table) -> str:
-    """At most ROWS rows; a picture is shown by its caption."""
+    """At most ROWS rows; an image is shown by its caption."""
     lines = [table.columns, ["---"] * len(table.columns), *table.rows[:ROWS]]
     text = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
     return text + (f"\n\n{len(table.rows) - ROWS} more rows" if len(table.rows) > ROWS else "")
@@ -101,5 +101,5 @@ def _cell(value: Any) -> str:
 
 
 def _fixed(text: str) -> str:
-    """Markdown that shows a text as it is."""
+    """Markdown that shows a text verbatim."""
     return "\n".join("    " + line for line in text.splitlines())

@@ -1,6 +1,6 @@
-"""What a tracker is: where a run's numbers, pictures and tables are shown besides its own directory.
+"""The interface of a tracker, which shows a run's numbers, images and tables somewhere besides its own directory.
 
-To add one: a subclass of Tracker, a line in `trackers.py` and its name in `utils.config.options.Tracker`.
+To add one: a subclass of Tracker, a line in TRACKERS of `utils/config/train.py`.
 """
 
 from abc import ABC, abstractmethod
@@ -14,21 +14,21 @@ from PIL import Image
 
 from utils.system.memory import check_memory
 
-MEMORY_PER_BYTE = 10  # of a tracker's files, when they are read back
+MEMORY_PER_BYTE = 10  # of a tracker's files, while they are read back
 SPLITS = ("train", "validation", "test")
 Line = tuple[int, str]  # (step, split) of a line in metrics.jsonl
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Which run of a tracker it is, for its whole life.
+    """Identifies a run in its trackers, across all its resumes.
 
     Attributes:
-        directory: the run directory; the trackers' own files lie in it.
+        directory: the run directory, which also holds the trackers' own files.
         id: chosen at the first start.
-        group, tags: unset: what the tracker itself takes, such as WANDB_RUN_GROUP.
-        entity: user or team that it belongs to in W&B, once that is known.
-        job_type: train, or analysis.
+        group, tags: if unset, the tracker's own default, such as WANDB_RUN_GROUP.
+        entity: W&B user or team, once it is known.
+        job_type: train or analysis.
     """
 
     directory: Path
@@ -41,12 +41,12 @@ class Identity:
     job_type: str = "train"
 
 
-# -- what can be shown besides numbers --------------------------------------------------------------------------------
+# -- media -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file, or an image, uint8 (H, W, 3)."""
+    """An image: a PNG file, or uint8 (H, W, 3)."""
 
     image: Path | np.ndarray
     caption: str = ""
@@ -61,7 +61,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of numbers, texts, pictures and None."""
+    """Rows of numbers, texts, images and None."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
@@ -69,7 +69,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Confusion:
-    """How often each class (row) was taken for each (column): `counts`, int (classes, classes)."""
+    """A confusion matrix: `counts`, int (classes, classes), of true class (row) and prediction (column)."""
 
     class_names: Sequence[str]
     counts: np.ndarray
@@ -83,14 +83,14 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Text:
-    """Plain text, shown as it is."""
+    """Plain text, shown verbatim."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Page:
-    """A whole HTML page, and the file that holds it."""
+    """An HTML page, and the file that holds it."""
 
     html: str
     path: Path
@@ -100,18 +100,18 @@ Media = Picture | Sequence[Picture] | Table | Confusion | Text | Page
 
 
 def check_records(folder: Path, pattern: str = "*") -> None:
-    """Raises UserError where the files in which a tracker kept a run are more than the memory for reading them holds.
+    """Raises UserError if a tracker's files of a run need more memory to read back than is free.
 
-    A run directory may come from a stranger; what is wrong with these files costs no more than a warning.
+    A run directory may come from a stranger. Whatever is wrong with these files costs a warning.
     """
     sizes = [path.stat().st_size for path in folder.rglob(pattern) if path.is_file()]
     check_memory(MEMORY_PER_BYTE * sum(sizes), str(folder))
 
 
 class Tracker(ABC):
-    """One tracker's record of one run; it lives on the main process alone.
+    """One tracker's record of one run, on the main process alone.
 
-    A constructor opens the record, new or for going on. What a method raises costs a warning, never the run.
+    The constructor opens the record, new or to be continued. What a method raises costs a warning, never the run.
     """
 
     name: str
@@ -119,20 +119,21 @@ class Tracker(ABC):
     def __init__(self) -> None:
         self._known: set[Line] = set()
 
-    def recall(self, told: set[Line]) -> None:
-        """Takes note of the lines that it has from before a resume; `told` are those that it was ever given.
+    def recall(self, logged: set[Line]) -> None:
+        """Before a resume: which lines the record already has, and are not logged again.
 
-        A tracker cannot forget, so they are not repeated; one that may have lost some looks for itself.
+        Args:
+            logged: all lines ever passed to it. A tracker that may have lost some looks into its own record.
         """
-        self._known = told
+        self._known = logged
 
     @property
     def fresh(self) -> bool:
-        """Whether it has no line from before."""
+        """Whether the record has no line of an earlier start."""
         return not self._known
 
     def line(self, row: Mapping[str, Any]) -> None:
-        """A line of metrics.jsonl, as `<split>/<key>`, unless it is there already."""
+        """Logs a line of metrics.jsonl as `<split>/<key>`, unless the record has it."""
         step, split = row["step"], row["split"]
         if (step, split) not in self._known:
             values = {f"{split}/{key}": value for key, value in row.items() if key not in ("step", "epoch", "split")}
@@ -140,32 +141,32 @@ class Tracker(ABC):
 
     @abstractmethod
     def describe(self, config: Mapping[str, Any]) -> None:
-        """The resolved options, and machine, versions, code and data under `environment`."""
+        """Records the resolved options, and machine, versions, code and data under `environment`."""
 
     @abstractmethod
     def log_line(self, values: Mapping[str, float], step: int, split: str) -> None:
-        """Numbers of an optimizer step."""
+        """Logs numbers of an optimizer step."""
 
     @abstractmethod
     def show(self, content: Mapping[str, float | Media], step: int) -> None:
-        """Numbers and media that belong to the run as it is after a step."""
+        """Logs numbers and media of the run after a step."""
 
     @abstractmethod
     def summarise(self, summary: Mapping[str, Any], step: int) -> None:
-        """The run's best and last numbers."""
+        """Records the run's best and final numbers."""
 
-    def keep_files(  # noqa: B027 -- a tracker need not
+    def keep_files(  # noqa: B027 -- optional
         self, name: str, folder: Path, aliases: Sequence[str], metadata: Mapping[str, Any]
     ) -> None:
-        """A version of a model: the files of a folder. Only W&B keeps files."""
+        """Uploads the files of a folder as a version of a model. Only W&B stores files."""
 
-    def use_data(self, identity: Mapping[str, Any]) -> None:  # noqa: B027 -- a tracker need not
-        """The data set that the run uses, by name, counts and digests. Only W&B keeps track of that."""
+    def use_data(self, identity: Mapping[str, Any]) -> None:  # noqa: B027 -- optional
+        """Records the data set that the run uses: name, counts, digests. Only W&B has a place for it."""
 
     def identify(self) -> dict[str, str]:
-        """What must be known to find the record again."""
+        """What is needed to find the record again, for environment.json."""
         return {}
 
     @abstractmethod
     def close(self, finished: bool) -> None:
-        """Ends the record of this process; `finished`: the run has come to its end, and not only this process."""
+        """Closes the record; `finished`: the run is complete, not only this process."""

@@ -1,4 +1,4 @@
-"""The trackers of a run, all at once. Metrics go to metrics.jsonl in any case."""
+"""All trackers of a run at once. Metrics are in metrics.jsonl in any case."""
 
 import os
 import re
@@ -11,22 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import TrainConfig
+from utils.config.train import TRACKERS
 from utils.system.errors import UserError, one_line
 from utils.system.reading import shown
 from utils.tracking.tracker import Identity, Tracker
 from utils.tracking.wandb_tracker import check_settings, switched_off
 
-# Each in a module of its own, which is imported when it is used: without a tracker its library is not loaded.
-TRACKERS = {
-    "wandb": ("utils.tracking.wandb_tracker", "WandbTracker"),
-    "tensorboard": ("utils.tracking.tensorboard_tracker", "TensorBoardTracker"),
-    "trackio": ("utils.tracking.trackio_tracker", "TrackioTracker"),
-}
-
-# Of environment.json: what identifies the run in its trackers, chosen at the first start and kept. These are names,
+# Keys of environment.json that identify the run in its trackers, from the first start on. Their values must be names,
 # never paths: a run directory may come from a stranger.
 TRACKED_AS = ("run_id", "wandb_project", "wandb_entity")
-NAME = re.compile(r"[^\s./\\:;,#?'\"][^/\\:;,#?'\"]{0,127}")  # as far as W&B takes them
+NAME = re.compile(r"[^\s./\\:;,#?'\"][^/\\:;,#?'\"]{0,127}")  # that W&B accepts
 
 
 def check_installed(names: Sequence[str]) -> None:
@@ -37,7 +31,7 @@ def check_installed(names: Sequence[str]) -> None:
 
 
 def check_trackers(config: TrainConfig, environment: Mapping[str, str]) -> None:
-    """Raises UserError for an option or variable with which a tracker would not keep the run."""
+    """Raises UserError for an option or variable that a tracker would refuse."""
     if "wandb" not in config.trackers or switched_off(environment):
         return
     check_settings(vars(config), environment)
@@ -50,27 +44,27 @@ def check_trackers(config: TrainConfig, environment: Mapping[str, str]) -> None:
 
 
 class Trackers:
-    """Hands everything to each tracker. What one raises is said once, as a warning: a run never fails of it."""
+    """Passes everything to each tracker. The first error of each is a warning; a run never fails because of one."""
 
     def __init__(self, names: Sequence[str] = (), identity: Identity | None = None):
-        """Opens those that are named; with none, nothing happens in any method."""
+        """Opens the named trackers; without any, every method does nothing."""
         self._open: list[Tracker] = []
         self._warned: set[str] = set()
         if identity is None:
             return
         for name in names:
             if name == "wandb" and (variable := switched_off(os.environ)):
-                print(f"W&B: off, as {variable} says", file=sys.stderr)
+                print(f"W&B: off ({variable})", file=sys.stderr)
             elif name != "none" and (tracker := self._attempt(name, partial(_create, name, identity))):
                 self._open.append(tracker)
 
     def each(self, act: Callable[[Tracker], Any]) -> list[Any]:
-        """Does something with every tracker; returns what those gave that did not fail."""
+        """Calls `act` with every tracker; returns the results of those that did not fail."""
         results = [self._attempt(tracker.name, partial(act, tracker)) for tracker in self._open]
         return [result for result in results if result is not None]
 
     def close(self, finished: bool) -> None:
-        """Ends the record of this process; `finished`: the run has come to its end."""
+        """Closes all records; `finished`: the run is complete."""
         self.each(lambda tracker: tracker.close(finished))
         self._open = []
 
@@ -81,7 +75,7 @@ class Trackers:
             if name not in self._warned:
                 self._warned.add(name)
                 reason = one_line(error) or type(error).__name__
-                print(f"warning: {name} fails ({reason}); everything is in the run directory", file=sys.stderr)
+                print(f"warning: {name} failed ({reason}); the run directory has everything", file=sys.stderr)
             return None
 
 
@@ -91,7 +85,7 @@ def _create(name: str, identity: Identity) -> Tracker:
 
 
 def tracked_as(environment: Mapping[str, Any]) -> dict[str, str]:
-    """What identifies a run in its trackers, of what environment.json says; what is no name is left out."""
+    """What identifies a run in its trackers, from environment.json; invalid names are ignored."""
     known = {key: environment.get(key) for key in TRACKED_AS}
     return {key: value for key, value in known.items() if isinstance(value, str) and _is_name(value)}
 
@@ -101,7 +95,7 @@ def _is_name(text: str) -> bool:
 
 
 def identify_run(config: TrainConfig, directory: Path, known: Mapping[str, str], job_type: str = "train") -> Identity:
-    """Which run of the trackers a run directory is, from its options and what tracked_as gives."""
+    """The identity of a run directory in the trackers, from its options and the result of tracked_as."""
     return Identity(
         directory=directory,
         id=known["run_id"],

@@ -13,12 +13,12 @@ from utils.tracking.tracker import Confusion, Identity, Line, Media, Page, Pictu
 
 
 def check_databases(folder: Path) -> None:
-    """Raises UserError for databases that are too large, or have triggers or views: SQL of whoever made them."""
+    """Raises UserError for databases that are too large, or have triggers or views, which are a stranger's SQL."""
     check_records(folder)
     for path in folder.glob("*.db"):
         with contextlib.closing(sqlite3.connect(path)) as database:
             if database.execute("SELECT 1 FROM sqlite_master WHERE type IN ('trigger', 'view')").fetchone():
-                raise UserError(f"{path} has triggers or views, which trackio makes none of")
+                raise UserError(f"{path} has triggers or views, which trackio never makes")
 
 
 class TrackioTracker(Tracker):
@@ -31,7 +31,7 @@ class TrackioTracker(Tracker):
 
         check_databases(identity.directory / "trackio")
         self._library, self._identity = trackio, identity
-        with contextlib.redirect_stdout(io.StringIO()):  # a dozen lines, of which one is useful
+        with contextlib.redirect_stdout(io.StringIO()):  # a dozen lines, one of them useful
             self._run = trackio.init(
                 identity.project, name=identity.name, group=identity.group, resume="allow", embed=False
             )
@@ -41,13 +41,13 @@ class TrackioTracker(Tracker):
     def describe(self, config: Mapping[str, Any]) -> None:
         self._run.config.update(config)
 
-    def recall(self, told: set[Line]) -> None:
-        """Reads the database: what a killed process had not yet written is not there."""
+    def recall(self, logged: set[Line]) -> None:
+        """From the database, which may lack the last lines of a killed process."""
         from trackio.sqlite_storage import SQLiteStorage
 
-        logged = SQLiteStorage.get_logs(self._identity.project, self._identity.name) if told else []
-        lines = {(row["step"], key.removesuffix("/loss")) for row in logged for key in row if key.endswith("/loss")}
-        self._known = lines & told
+        rows = SQLiteStorage.get_logs(self._identity.project, self._identity.name) if logged else []
+        lines = {(row["step"], key.removesuffix("/loss")) for row in rows for key in row if key.endswith("/loss")}
+        self._known = lines & logged
 
     def log_line(self, values: Mapping[str, float], step: int, split: str) -> None:
         self._run.log(dict(values), step=step)

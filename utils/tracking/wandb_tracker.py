@@ -1,8 +1,7 @@
-"""Weights & Biases: online where a key is known and the server answers, else offline; no prompt, no long wait.
+"""Weights & Biases: online if there is a key and the server answers, else offline; no prompt, no long wait.
 
-A run's own step in W&B must grow with every line and may not repeat, over any number of resumes and offline pieces:
-it is `100 * optimizer step` plus the line's place in that step. Metrics are shown against `step`, which is the
-optimizer's.
+W&B's own step must increase with every line, over any number of resumes and offline parts: it is `100 * optimizer step`
+plus the line's place within that step. Metrics are plotted against `step`, the optimizer's.
 """
 
 import contextlib
@@ -34,32 +33,32 @@ from utils.tracking.tracker import (
     check_records,
 )
 
-PLACES = 100  # in an optimizer step
-INIT_TIMEOUT = 30  # seconds for the server to take the run
-INSPECT_TIMEOUT = 60  # seconds for reading back one offline piece
-FINISH_TIMEOUT = 120  # seconds to send the rest at the end; what is left can be sent later
+PLACES = 100  # of W&B's steps in an optimizer step
+INIT_TIMEOUT = 30  # seconds for the server to accept the run
+INSPECT_TIMEOUT = 60  # seconds to read back one offline part
+FINISH_TIMEOUT = 120  # seconds to upload the rest at the end; `wandb sync` can do it later
 OFFLINE = ("offline", "dryrun")  # W&B's two words for it
 YES = ("1", "true", "yes", "on")
 SETTINGS = {"project_name": "project", "run_name": "run_name", "run_group": "run_group", "run_tags": "run_tags"}
 
 
 def switched_off(environment: Mapping[str, str]) -> str:
-    """The variable that says that W&B is not wanted, with its value; empty where none does."""
+    """The variable that turns W&B off, with its value; empty if there is none."""
     if environment.get("WANDB_MODE") == "disabled":
         return "WANDB_MODE=disabled"
-    disabled = environment.get("WANDB_DISABLED", "")  # not W&B's own, but what users of Hugging Face's Trainer know
+    disabled = environment.get("WANDB_DISABLED", "")  # not W&B's own, but known from Hugging Face's Trainer
     return f"WANDB_DISABLED={disabled}" if disabled.lower() in YES else ""
 
 
 def check_settings(options: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-    """Raises UserError for an option or a WANDB_* variable that W&B refuses, which would cost the whole record.
+    """Raises UserError for an option or a WANDB_* variable that W&B refuses, which would lose the whole record.
 
-    W&B itself is asked, about one at a time so that the one at fault is named. An empty variable counts as unset.
+    W&B validates them one at a time, so that the error names the right one. An empty variable counts as unset.
     """
     from wandb import Settings
 
     variables = {name: value for name, value in environment.items() if name.startswith("WANDB_") and value}
-    with contextlib.redirect_stderr(io.StringIO()):  # what it says of those that have no meaning any more
+    with contextlib.redirect_stderr(io.StringIO()):  # warnings about obsolete ones
         for name, setting in SETTINGS.items():
             if options.get(name):
                 with _refusing(name, options[name]):
@@ -69,14 +68,14 @@ def check_settings(options: Mapping[str, Any], environment: Mapping[str, str]) -
                 Settings(resume="allow").update_from_env_vars({name: value})
     entity, folder = variables.get("WANDB_ENTITY", ""), variables.get("WANDB_DIR", "")
     if set(entity) & set("/\\#?%:"):
-        raise UserError(f"WANDB_ENTITY: {shown(entity)} is not allowed; no entity of W&B has any of / \\ # ? % :")
+        raise UserError(f"WANDB_ENTITY: {shown(entity)} is not allowed; an entity of W&B has none of / \\ # ? % :")
     if folder:
         check_writable(Path(folder), "WANDB_DIR")
 
 
 @contextlib.contextmanager
 def _refusing(name: str, value: Any) -> Iterator[None]:
-    """Gives what W&B raises inside the name and the value that it is about."""
+    """Turns what W&B raises inside into a UserError with name and value."""
     from pydantic import ValidationError
     from wandb.errors import UsageError
 
@@ -99,14 +98,14 @@ class WandbTracker(Tracker):
         self._last: int | None = None  # W&B's step of the last line from this process
         self._folder = Path(os.environ.get("WANDB_DIR") or identity.directory)
         defaults = {
-            "WANDB_DATA_DIR": str(identity.directory / "wandb" / "data"),  # files of artifacts stay with the run
+            "WANDB_DATA_DIR": str(identity.directory / "wandb" / "data"),  # the files of artifacts belong to the run
             "WANDB_SILENT": "true",
             "WANDB_INIT_TIMEOUT": str(INIT_TIMEOUT),
             "WANDB_FINISH_TIMEOUT": str(FINISH_TIMEOUT),
         }
         empty = [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value]
         changes = {name: value for name, value in defaults.items() if not os.environ.get(name)}
-        changes["WANDB_RUN_ID"] = identity.id  # in a sweep, W&B heeds no other
+        changes["WANDB_RUN_ID"] = identity.id  # in a sweep, W&B takes the id from nowhere else
         self._before = {name: os.environ.get(name) for name in (*empty, *changes)}
         for name in empty:
             del os.environ[name]
@@ -128,17 +127,17 @@ class WandbTracker(Tracker):
         except (wandb.errors.Error, TimeoutError) as error:
             if mode in OFFLINE:
                 raise
-            self._say(f"the server does not take the run ({one_line(error)}), so it is kept offline")
+            self._say(f"the server refused the run ({one_line(error)}), logging offline")
             return self._init("offline")
 
     def _mode(self) -> str:
-        """online if W&B knows a key and the server accepts it within ten seconds, else offline."""
+        """online if there is a key that the server accepts within ten seconds, else offline."""
         try:
             if self._library.login(prompt=False):
                 return "online"
-            self._say("not logged in, so the run is kept offline")
+            self._say("not logged in, logging offline")
         except self._library.errors.AuthenticationError as error:
-            self._say(f"the server does not answer or refuses the key, so the run is kept offline ({one_line(error)})")
+            self._say(f"the server does not answer or refuses the key ({one_line(error)}), logging offline")
         return "offline"
 
     def _init(self, mode: str) -> Any:
@@ -160,7 +159,7 @@ class WandbTracker(Tracker):
 
     def _say(self, what: str) -> None:
         folder = min(str(self._folder), os.path.relpath(self._folder), key=len)
-        print(f"W&B: {what}; `wandb sync {folder}/wandb/*run-*` sends it", file=sys.stderr)
+        print(f"W&B: {what}; `wandb sync {folder}/wandb/*run-*` uploads it", file=sys.stderr)
 
     def identify(self) -> dict[str, str]:
         known = {"wandb_project": self._run.project, "wandb_entity": self._run.entity}
@@ -169,12 +168,12 @@ class WandbTracker(Tracker):
     def describe(self, config: Mapping[str, Any]) -> None:
         self._run.config.update(dict(config), allow_val_change=True)
 
-    def recall(self, told: set[Line]) -> None:
-        """Online, what the server has; offline, what is in the files: a killed process had not sent or written all."""
+    def recall(self, logged: set[Line]) -> None:
+        """Online from the server, offline from the files; either may lack the last lines of a killed process."""
         if not self._run.offline:
-            self._known = {line for line in told if place(*line) < self._run.starting_step}
+            self._known = {line for line in logged if place(*line) < self._run.starting_step}
         else:
-            self._known = self._lines_in_files() & told if told else set()
+            self._known = self._lines_in_files() & logged if logged else set()
 
     def _lines_in_files(self) -> set[Line]:
         lines = set()
@@ -230,16 +229,18 @@ class WandbTracker(Tracker):
         self._run.log_artifact(artifact, aliases=list(aliases))
 
     def use_data(self, identity: Mapping[str, Any]) -> None:
-        """As an artifact without files. Run.use_artifact itself refuses to work offline and waits for the server."""
+        """As an artifact without files."""
         name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in identity["name"])
         artifact = self._library.Artifact(name, type="dataset", metadata=dict(identity))
+        # No public method does this: use_artifact, which calls it, refuses to work offline and waits for the server;
+        # log_artifact would make the data an output of the run.
         self._run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
 
     def close(self, finished: bool) -> None:
         try:
             self._run.finish(exit_code=0 if finished else 1)
         except TimeoutError:
-            self._say("the server does not take the rest of the run, which stays on disk")
+            self._say("the server did not accept the rest of the run in time, it stays on disk")
         finally:
             self._restore_environment()
 
@@ -251,6 +252,5 @@ class WandbTracker(Tracker):
 
 
 def place(step: int, split: str) -> int:
-    """W&B's own step for a line of an optimizer step: unique, and growing in the order in which lines come."""
-    # In the order of their lines; the places after them are for media.
+    """W&B's own step for a line: unique, and increasing in the order in which lines are logged; media come last."""
     return PLACES * step + (SPLITS.index(split) if split in SPLITS else len(SPLITS))

@@ -8,8 +8,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from data.datasets import Dataset, download
-from data.loaders import to_input
+from data.preprocessing import to_input
+from data.sources import download
+from data.splits import Dataset
 from models import create_model, model_arguments
 from models.norm import with_synchronised_batch_norm
 from models.summary import describe_model

@@ -5,7 +5,7 @@ import dataclasses
 import tempfile
 from collections.abc import Iterator
 
-from data.datasets import Dataset
+from data.splits import Dataset
 from utils.config import TrainConfig
 from utils.training.loading import evenly_spaced
 

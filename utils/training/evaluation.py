@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import torch
 
-from data.datasets import Split
-from data.loaders import EvaluationLoader, to_input
+from data.loaders import EvaluationLoader
+from data.preprocessing import to_input
+from data.splits import Split
 from utils.evaluation.predict import predict
 from utils.evaluation.scores import Scores, score
 from utils.training.loading import worker_count
@@ -20,7 +21,7 @@ def evaluate(run: Run, split: Split, between_batches: Callable[[], None], tta: s
         tta: test-time augmentation (utils.evaluation.tta).
     """
     accelerator, resolution = run.accelerator, run.resolution
-    decodes = split.in_memory() is None
+    decodes = split.images.in_memory is None
     loader = EvaluationLoader(
         split,
         accelerator.process_index,

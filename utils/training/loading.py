@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from data.augmentation import Augmentation
-from data.datasets import Dataset, Split, load_dataset
+from data.augment import BatchPipeline, ImagePipeline, create_augmentations
 from data.loaders import DeviceLoader, Steps, TrainLoader
-from data.tensor_augmentation import TensorAugmentation
+from data.sources import load_dataset
+from data.splits import Dataset, Split
 from utils.config import TrainConfig
 from utils.system.errors import UserError, raise_on_all_ranks
 from utils.system.runtime import default_workers, use_cores
@@ -40,8 +40,7 @@ def evenly_spaced(split: Split, most: int) -> Split:
 
 def sample_images(split: Split, most: int) -> torch.Tensor:
     """At most `most` images, evenly spaced in the split: uint8 (n, size, size, 3)."""
-    sample = evenly_spaced(split, most).images
-    return torch.from_numpy(np.stack([sample[position] for position in range(len(sample))]))
+    return torch.from_numpy(evenly_spaced(split, most).images[:])
 
 
 def choose_backend(config: TrainConfig, saved: str | None, split: Split, accelerator: Accelerator) -> Backend:
@@ -55,7 +54,7 @@ def choose_backend(config: TrainConfig, saved: str | None, split: Split, acceler
     """
     requested = config.augment_backend
     backend = saved if saved and requested == "auto" else requested
-    in_memory = split.in_memory()
+    in_memory = split.images.in_memory
     if backend == "tensor" and in_memory is None:
         began_with, alternative = "", ", or use auto or albumentations"
         if requested == "auto":
@@ -85,22 +84,17 @@ def worker_count(config: TrainConfig, accelerator: Accelerator) -> int:
 def create_train_loader(
     config: TrainConfig, backend: str, data: Dataset, accelerator: Accelerator
 ) -> TrainLoader | DeviceLoader:
-    """This rank's loader."""
-    options = (
-        data.image_size,
-        config.crop_padding,
-        config.horizontal_flip,
-        config.cutout,
-        data.mean,
-        config.seed,
-        config.padding_mode,
+    """This rank's loader: `backend` tensor augments batches on the device, albumentations images on the CPU."""
+    augmentations = create_augmentations(
+        data.image_size, config.crop_padding, config.horizontal_flip, config.cutout, data.mean, config.padding_mode
     )
     rank, world_size, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     lead = config.mixup > 0 or config.cutmix > 0
     steps = Steps(len(data.train), config.batch_size, config.seed, rank, world_size, lead)
     if backend == "tensor":
-        return DeviceLoader(data.train, TensorAugmentation(*options), steps, device)
+        return DeviceLoader(data.train, BatchPipeline(augmentations, config.seed), steps, device)
     workers = worker_count(config, accelerator)
     if device.type == "cpu":
         use_cores(workers)
-    return TrainLoader(data.train, Augmentation(*options), steps, workers, pin_memory=device.type == "cuda")
+    pipeline = ImagePipeline(augmentations, config.seed)
+    return TrainLoader(data.train, pipeline, steps, workers, pin_memory=device.type == "cuda")

@@ -37,7 +37,7 @@ def find_learning_rate(run: Run, stop: StopRequest, train_step: TrainStep) -> No
 
     def step(lr: float) -> float:
         if signum := stop.agreed():
-            raise Interrupted(signum, f"stopped in the range test, before training; {run.directory.how_to_go_on()}")
+            raise Interrupted(signum, f"stopped in the range test, before training; {run.directory.how_to_resume()}")
         (position, batch), mean = next(batches), RunningMean(accelerator.device)
         loss_sum, correct, _ = train_step(run, batch, lr, position)
         mean.add(loss_sum, correct, batch.count)

@@ -10,7 +10,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data.datasets import Dataset
+from data.splits import Dataset
 from models import create_model, model_arguments
 from utils.config import TrainConfig
 from utils.config.resolution import resolution_phases

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from data.loaders import to_input
+from data.preprocessing import to_input
 from utils.training.micro_batch import micro_batches
 from utils.training.run import Run
 

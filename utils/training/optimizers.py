@@ -1,14 +1,13 @@
 """Optimizers by name, and their state by parameter name."""
 
 from collections.abc import Collection, Mapping
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from models import classifier
-from utils.config.options import OptimizerName
+from utils.config.train import OPTIMIZERS
 from utils.system.errors import UserError, suggestion
 from utils.system.reading import shown
 from utils.training.muon import Muon, muon_arithmetic
@@ -64,7 +63,7 @@ def create_optimizer(
         return torch.optim.AdamW(groups.values(), lr=1.0, betas=(momentum, 0.999), fused=fused)
     if name == "muon":
         return Muon(groups.values(), inner_weights(model), momentum=momentum, fused=fused)
-    raise UserError(f"optimizer: {name!r} is not allowed; {suggestion(name, get_args(OptimizerName))}")
+    raise UserError(f"optimizer: {name!r} is not allowed; {suggestion(name, list(OPTIMIZERS))}")
 
 
 def optimizer_arithmetic(name: str, device: torch.device) -> dict[str, str]:

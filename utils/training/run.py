@@ -6,8 +6,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from data.datasets import Dataset
 from data.loaders import DeviceLoader, TrainLoader
+from data.splits import Dataset
 from utils.config import TrainConfig
 from utils.runs.directory import RunDirectory
 from utils.training.averaging import Ema, Lookahead

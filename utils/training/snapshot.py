@@ -40,14 +40,6 @@ MODELS: dict[str, Callable[[Run], nn.Module | None]] = {
 TRAINER, CONFIG, OPTIMIZER, BEST = "trainer.json", "config.json", "optimizer.safetensors", "best.safetensors"
 FILES = (TRAINER, CONFIG, OPTIMIZER, BEST, *MODELS)
 
-# Options that may change when a run is resumed; all others decide which run it is.
-FREE_OPTIONS = {
-    "data_dir", "memory_fraction", "num_workers", "micro_batch_size", "max_steps", "find_lr", "channels_last",
-    "compile", "output_dir", "resume", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "trackers",
-    "project_name", "run_name", "run_group", "run_tags", "track_model", "debug", "peer_timeout",
-    "export", "push_to_hub", "on_nan", "nan_patience", "profile",
-}  # fmt: skip
-
 
 def exported_config(run: Run) -> ModelConfig:
     """config.json of the model as it is now, with the resolution that it was last trained on."""
@@ -106,10 +98,10 @@ def saved_option(files: Mapping[str, bytes], name: str, default: Any) -> Any:
 def check_options(files: Mapping[str, bytes], source: Path, config: TrainConfig) -> None:
     """Before any download: raises UserError naming the option that differs if a checkpoint belongs to another run."""
     trainer = _read_trainer(files, source)
-    mine = dataclasses.asdict(config)
+    mine, identity = dataclasses.asdict(config), config.identity()
     for name, value in trainer["options"].items():
         resolved = name == "augment_backend" and mine[name] == "auto"  # to the checkpoint's
-        if name in mine and name not in FREE_OPTIONS and value != mine[name] and not resolved:
+        if name in identity and value != mine[name] and not resolved:
             raise UserError(
                 f"{name}: {mine[name]} differs from {shown(value)} in {source}; {_advice(name, value, mine)}"
             )

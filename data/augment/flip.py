@@ -1,0 +1,47 @@
+"""Horizontal flip."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import albumentations as A
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.augment.augmentation import Augmentation, stream
+from data.augment.canvas import Canvas
+
+
+class HorizontalFlip(Augmentation):
+    """Mirrors images left to right.
+
+    Args:
+        mode: "random" (half of the images in every epoch) or "alternating": a random half in the first epoch, the other
+            half in the next, and so on (Jordan 2024, arXiv:2404.00498).
+    """
+
+    streams = (2,)
+
+    def __init__(self, mode: Literal["random", "alternating"]):
+        self.alternating = mode == "alternating"
+
+    def draw(self, seed: int, epoch: int, count: int) -> np.ndarray:
+        """1 for images that are mirrored, else 0."""
+        (number,) = self.streams
+        if self.alternating:
+            return (stream(seed, 0, number).integers(2, size=(1, count)) + epoch) % 2
+        return stream(seed, epoch, number).integers(2, size=(1, count))
+
+    def apply(self, canvas: Canvas, *choices: Tensor) -> None:
+        (mirrored,) = choices
+        images = canvas.images
+        canvas.images = torch.where(mirrored.bool()[:, None, None, None], images.flip(2), images)
+
+    def transforms(self) -> Sequence[A.BasicTransform]:
+        return () if self.alternating else (A.HorizontalFlip(p=0.5),)
+
+    def prepare(self, image: np.ndarray, seed: int, epoch: int, index: int) -> np.ndarray:
+        if not self.alternating:
+            return image
+        coin = int(np.random.SeedSequence([seed, index]).generate_state(1)[0] & 1)  # mirrored in epoch 0
+        return np.ascontiguousarray(image[:, ::-1]) if (epoch + coin) % 2 else image
