@@ -31,7 +31,7 @@ import train_accelerate
 from data.files import read_image
 from tests.conftest import ROOT
 from utils.config import AnalyzeConfig, TrainConfig, completion
-from utils.config.options import parse_config, read_config
+from utils.config.parser import parse_config, read_config
 from utils.system.errors import run_script
 from utils.training.micro_batch import smallest_piece
 
@@ -897,10 +897,10 @@ ANALYSES = [
     ("no pictures", "run --predict", "predict: the value is missing"),
     ("an empty name of a picture", ["run", "--predict", ""], "predict: '' is not allowed; it must not be empty"),
     ("a picture that is not there", "run --predict missing.png", "predict: missing.png does not exist"),
-    ("a folder without pictures", "run --predict empty", "predict: empty holds no picture"),
+    ("a folder without pictures", "run --predict empty", "predict: empty holds no photo"),
     ("a file that is no picture", "run --predict file", "predict: file is not a readable image"),
     ("pictures among the results", "run --predict images/test/cat --output_dir images/test/cat",
-     "has the pictures in it"),
+     "it holds the photos"),
 ]  # fmt: skip
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from utils.config import AnalyzeConfig, TrainConfig
-from utils.config.options import load_config, parse_config, read_config, write_config
+from utils.config.files import load_config, write_config
+from utils.config.parser import parse_config, read_config
 from utils.config.train import OPTIMIZERS
 from utils.system.errors import UserError, run_script
 
@@ -373,7 +374,7 @@ def test_help_and_mistakes_are_answered_before_the_libraries_are_loaded(argument
     )
     assert run.returncode == code
     imported = {line.split("|")[2].strip() for line in run.stderr.splitlines() if line.startswith("import time:")}
-    assert "utils.config.options" in imported
+    assert "utils.config.train" in imported
     assert not imported & {"torch", "accelerate", "torchvision", "albumentations", "sklearn", "PIL", "numpy"}
 
 

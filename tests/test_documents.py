@@ -7,8 +7,8 @@ from pathlib import Path
 
 from benchmarks.publish import RESULTS, pages, read_results
 from tests.conftest import ROOT
-from utils.config import AnalyzeConfig, TrainConfig
-from utils.config.options import read_config
+from utils.config import AnalyzeConfig, TrainConfig, table
+from utils.config.parser import read_config
 
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 RECIPES = [*(ROOT / "recipes").glob("*.yaml")]
@@ -28,6 +28,12 @@ def test_readme_names_every_option_and_no_other_in_the_groups_of_help():
     analysis = {name for row in rows if "analyze.py" in row for name in re.findall(r"`(\w+)`", row)}
     assert training == {field.name: field.metadata["group"] for field in dataclasses.fields(TrainConfig)}
     assert analysis == {field.name for field in dataclasses.fields(AnalyzeConfig)} - {"run"}
+
+
+def test_the_tables_of_options_are_what_the_declarations_say():
+    """python -m utils.config.table writes them anew."""
+    assert table.README.read_text() == table.readme(table.README.read_text())
+    assert table.GUIDE.read_text() == table.guide()
 
 
 def headings(page: Path) -> set[str]:

@@ -20,7 +20,7 @@ from models.saved import ModelConfig, export_model
 from tests.processes import run as run_ranks
 from tests.test_hub import code_blocks
 from utils.config import TrainConfig
-from utils.config.options import load_config
+from utils.config.files import load_config
 from utils.release import export
 from utils.release.classifier import ImageClassifier
 from utils.release.export import check_packages, export_programs

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import ROOT
 from train_accelerate import main
 from utils.config import TrainConfig
-from utils.config.options import read_config
+from utils.config.parser import read_config
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 # Of the loss of each step: ten times what was found between instructions of SSE 4.1 and AVX2, which grows by the step.

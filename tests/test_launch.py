@@ -16,7 +16,7 @@ from accelerate.commands.launch import launch_command_parser
 
 from tests.processes import run, tiny_config, train_script
 from utils.config import TrainConfig
-from utils.config.options import read_config
+from utils.config.parser import read_config
 from utils.system import runtime
 from utils.system.errors import UserError
 from utils.system.launch import notes, options_of_file, read_launch, typed_options

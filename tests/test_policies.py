@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from data.loaders import Steps
-from utils.config.options import SMALLEST_ALPHA
 from utils.config.resolution import Phase, parse_resolution, phase_at, resolution_phases
+from utils.config.train import SMALLEST_ALPHA
 from utils.evaluation.tta import TTA, tta_logits
 from utils.system.errors import UserError
 from utils.training.averaging import Ema, Lookahead

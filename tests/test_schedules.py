@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from tests.conftest import ROOT
 from utils.config import TrainConfig
-from utils.config.options import load_config
+from utils.config.files import load_config
 from utils.system.errors import UserError
 from utils.training.schedules import SCHEDULES, learning_rate_factor
 

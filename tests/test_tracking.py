@@ -20,7 +20,7 @@ from tests.processes import join, start, tiny_config, train_script, wait_for
 from tests.processes import run as run_processes
 from tests.wandb_server import WandbServer
 from utils.config import AnalyzeConfig, TrainConfig
-from utils.config.options import read_config
+from utils.config.parser import read_config
 from utils.system.errors import UserError
 from utils.tracking.trackers import check_trackers
 

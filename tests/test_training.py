@@ -24,7 +24,7 @@ from tests.processes import run, tiny_config, train_script
 from tests.saved_runs import training_refusal
 from train_accelerate import main
 from utils.config import AnalyzeConfig, TrainConfig
-from utils.config.options import load_config
+from utils.config.files import load_config
 from utils.runs.checkpoint import list_checkpoints
 from utils.system.duration import duration
 from utils.system.launcher import available_cores

@@ -1,3 +1,4 @@
 """The options of both scripts."""
 
-from utils.config.options import AnalyzeConfig, TrainConfig
+from utils.config.analyze import AnalyzeConfig
+from utils.config.train import TrainConfig

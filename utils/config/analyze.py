@@ -1,7 +1,58 @@
-"""The options of analyze.py."""
+"""The options of analyze.py. A section of the report is added by one line here."""
 
-# The sections of the report that can be asked for, in the order of the page.
+from dataclasses import dataclass
+from typing import ClassVar
+
+from utils.config.options import Config, option
+from utils.config.train import DATASETS
+from utils.system.errors import UserError
+
+# The sections of the report that `only` offers, in the order of the page.
 SECTIONS = (
     "curves", "classes", "gallery", "gradcam", "calibration", "label_issues", "neighbours", "embedding", "robustness",
     "model",
 )  # fmt: skip
+
+
+@dataclass
+class AnalyzeConfig(Config):
+    """Options of analyze.py."""
+
+    script: ClassVar[str] = "analyze.py"
+
+    # fmt: off
+    run: str = option(
+        "", "input", "run directory, checkpoint, or folder with config.json and model.safetensors",
+        path="folder", positional=True,
+    )
+    dataset: str | None = option(None, "input", "data set to analyse with; unset: that of the run", choices=DATASETS)
+    data_dir: str | None = option(None, "input", "its folder; unset: as in training", path="folder")
+    compare: str | None = option(
+        None, "input", "another run, to compare its mistakes with those of this one", path="folder"
+    )
+    predict: list[str] = option(
+        [], "input", "photos, or folders of them: write their class probabilities and CAMs, and no report",
+        path="file", words=True,
+    )
+    output_dir: str | None = option(None, "output", "folder of the results; unset: RUN/analysis", path="folder")
+    images: int = option(20, "output", "misclassified images with CAM and in misclassified.png", low=10, high=500)
+    full: bool = option(False, "output", "also the sections that take minutes: neighbours, embedding, robustness")
+    only: list[str] = option([], "output", "these sections alone, such as curves,gallery", choices=SECTIONS)
+    cam_method: str = option(
+        "GradCAM", "GradCAM", "CAM classes of the grad-cam library, such as GradCAM or GradCAM,EigenCAM"
+    )
+    cam_layer: str | None = option(
+        None, "GradCAM", "module names; unset: the deepest layer whose feature map is at least 5x5"
+    )
+    aug_smooth: bool = option(False, "GradCAM", "average over mirrored, brighter and darker images; 6 times slower")
+    eigen_smooth: bool = option(False, "GradCAM", "the first principal component instead of the sum over channels")
+    num_workers: int = option(0, "hardware", "loader processes", low=0, high=256)
+    track: bool = option(True, "output", "log the results to the run's trackers too, if it has any")
+    debug: bool = option(False, "output", "show tracebacks")
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("compare", "only", "full"):
+            if self.predict and getattr(self, name):
+                raise UserError(f"{name}: it is not allowed with predict, which writes no report")

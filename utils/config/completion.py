@@ -1,23 +1,25 @@
-"""Completion by TAB of the options of both scripts, and of their values.
+"""Completion of the options of both scripts and of their values by TAB.
 
     eval "$(python -m utils.config.completion bash)"     # or zsh, after compinit
 
-What it prints can be kept in a file that ~/.bashrc or ~/.zshrc reads. The scripts are completed wherever they
-stand on the line, after `python` as after `accelerate launch` and its options.
+The output can be saved to a file that ~/.bashrc or ~/.zshrc sources. The scripts are completed anywhere on the line,
+after `python` as after `accelerate launch` and its options.
 """
 
-import dataclasses
+import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from utils.config import AnalyzeConfig, TrainConfig
-from utils.config.options import FOLDERS, Parser, allowed_names, build_parser
+from utils.config.options import options_of
+from utils.config.parser import build_parser
+from utils.config.values import choices
 from utils.system.errors import SuiteError, UserError, leave
 
-SCRIPTS = {"train_accelerate.py": TrainConfig, "analyze.py": AnalyzeConfig}
-COMMANDS = "accelerate python python3"  # what a script is started with
+CONFIGS = (TrainConfig, AnalyzeConfig)
+COMMANDS = "accelerate python python3"  # that start a script
 
-# Hands the line from the script on to the function that shtab wrote for it. Before the script, names of files follow.
+# Passes the line from the script on to the function that shtab wrote for it. Before the script, file names follow.
 DISPATCH = {
     "bash": """
 _suite_complete() {
@@ -56,33 +58,37 @@ compdef _suite_complete %(commands)s
 
 
 def completion_script(shell: str) -> str:
-    """What a shell evaluates to complete both scripts. Raises UserError where shtab is not installed."""
+    """What a shell evaluates to complete both scripts. Raises UserError if shtab is not installed."""
     try:
         import shtab
     except ImportError as error:
         raise UserError("shtab is not installed; pip install -r requirements-optional.txt") from error
 
+    paths = {"folder": shtab.DIRECTORY, "file": shtab.FILE}
     parts = []
-    for script, kind in SCRIPTS.items():
-        types = {spec.name: spec.type for spec in dataclasses.fields(kind)}
-        parser = build_parser(kind)
-        parser.prog = script
-        actions: list[Any] = parser._actions
-        for action in actions:
-            if action.dest in FOLDERS:
-                action.complete = shtab.DIRECTORY
-            elif action.dest == "predict":
-                action.complete = shtab.FILE
-            elif action.dest == "config":
-                action.complete = shtab.glob("*.yaml")
-            elif kind_of_value := types.get(action.dest):
-                action.choices = ["true", "false"] if kind_of_value is bool else allowed_names(kind_of_value) or None
-        parts.append(shtab.complete(parser, shell, root_prefix=Path(script).stem))
-    return "\n".join(parts) + DISPATCH[shell] % {"names": "|".join(SCRIPTS), "commands": COMMANDS}
+    for kind in CONFIGS:
+        parser, actions = build_parser(kind)
+        completed: dict[str, Any] = dict(actions)  # shtab reads an attribute that argparse does not declare
+        completed["config"].complete = shtab.glob("*.yaml")
+        for name, option in options_of(kind).items():
+            if option.metadata["path"]:
+                completed[name].complete = paths[option.metadata["path"]]
+            else:
+                completed[name].choices = ["true", "false"] if option.type is bool else choices(option) or None
+        parts.append(shtab.complete(parser, shell, root_prefix=Path(kind.script).stem))
+    names = "|".join(kind.script for kind in CONFIGS)
+    return "\n".join(parts) + DISPATCH[shell] % {"names": names, "commands": COMMANDS}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Ends with one line, without its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
 
 
 def main() -> None:
-    parser = Parser({}, description=__doc__)
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shell", choices=list(DISPATCH))
     try:
         print(completion_script(parser.parse_args().shell))

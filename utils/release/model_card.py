@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from models.saved import ModelConfig
-from utils.config.options import to_yaml
+from utils.config.files import to_yaml
 from utils.evaluation.scores import accuracy_interval
 from utils.release.export import Exported
 from utils.system.markdown import as_text

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 
 from data.splits import Dataset
 from utils.config import TrainConfig
-from utils.config.options import write_config
+from utils.config.files import write_config
 from utils.runs.checkpoint import Checkpoint, list_checkpoints, newest_checkpoint, read_checkpoint, write_checkpoint
 from utils.runs.metrics_file import MetricsFile
 from utils.system.errors import EnvironmentFault, UserError, as_fault, one_line, raise_on_all_ranks
@@ -138,12 +138,20 @@ class RunDirectory:
             )
         return folder, read_checkpoint(folder, names)
 
-    def start(self, metrics_size: int, resumed_from: Path | None, data: Dataset, arithmetic: Mapping[str, Any]) -> None:
+    def start(
+        self,
+        config: TrainConfig,
+        metrics_size: int,
+        resumed_from: Path | None,
+        data: Dataset,
+        arithmetic: Mapping[str, Any],
+    ) -> None:
         """Writes options and environment, cuts metrics.jsonl back to `metrics_size` bytes and opens the trackers.
 
         Args:
             arithmetic: how numbers are computed; added to environment.json.
         """
+        self.config = config
         with raise_on_all_ranks(self.accelerator):
             if self.accelerator.is_main_process:
                 logged = self._take_over_metrics(metrics_size, resumed_from)

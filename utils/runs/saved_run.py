@@ -14,7 +14,7 @@ from data.sources import get_source, load_split
 from data.splits import Split
 from models.saved import CONFIG, WEIGHTS, ModelConfig, load_model, model_from_files
 from utils.config import TrainConfig
-from utils.config.options import load_config
+from utils.config.files import load_config
 from utils.config.train import DATASETS
 from utils.runs.checkpoint import MANIFEST, newest_checkpoint, read_checkpoint
 from utils.runs.metrics_file import MetricsFile

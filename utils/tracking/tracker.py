@@ -1,6 +1,6 @@
 """The interface of a tracker, which shows a run's numbers, images and tables somewhere besides its own directory.
 
-To add one: a subclass of Tracker, a line in `trackers.py` and its name in `utils.config.options.Tracker`.
+To add one: a subclass of Tracker, a line in TRACKERS of `utils/config/train.py`.
 """
 
 from abc import ABC, abstractmethod

@@ -1,6 +1,6 @@
 """MixUp (Zhang et al. 2018, arXiv:1710.09412) and CutMix (Yun et al. 2019, arXiv:1905.04899), by torchvision.
 
-torchvision mixes each image of a batch with the one before it. A rank gets the one image before its part as well
+torchvision mixes each image of a batch with the one before it. A rank also gets the image before its part
 (data.loaders.Steps, `lead`), so that every image has the same partner however the batch is divided.
 """
 
@@ -13,7 +13,7 @@ class Mixing:
 
     Args:
         mixup, cutmix: the alpha of each one's Beta(alpha, alpha); 0: not used. With both, each batch draws one of them.
-            Below 0.01 (utils.config.options.SMALLEST_ALPHA) torch's sampler underflows to a ratio of one half.
+            Below 0.01 (utils.config.train.SMALLEST_ALPHA) torch's sampler underflows to a ratio of one half.
     """
 
     def __init__(self, mixup: float, cutmix: float, num_classes: int):
