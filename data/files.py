@@ -42,19 +42,19 @@ class ImageFiles(Images):
 
     def take(self, indices: Positions) -> np.ndarray:
         images = np.empty((len(indices), self.size, self.size, 3), np.uint8)
-        for position, index in enumerate(indices):
-            images[position] = read_image(self.paths[index], self.size)
+        self._fill(images, indices)
         return images
 
     def decode(self, indices: Positions, block: int = 64) -> np.ndarray:
         images = np.empty((len(indices), self.size, self.size, 3), np.uint8)
-
-        def fill(start: int) -> None:
-            images[start : start + block] = self.take(indices[start : start + block])
-
+        starts = range(0, len(indices), block)
         with ThreadPoolExecutor(self._threads()) as pool:
-            list(pool.map(fill, range(0, len(indices), block)))
+            list(pool.map(lambda at: self._fill(images[at : at + block], indices[at : at + block]), starts))
         return images
+
+    def _fill(self, images: np.ndarray, indices: Positions) -> None:
+        for position, index in enumerate(indices):
+            images[position] = read_image(self.paths[index], self.size)
 
     def originals(self, indices: Positions) -> list[np.ndarray]:
         return [decode_file(self.paths[index]) for index in indices]

@@ -2,7 +2,7 @@
 
 A plan such as `16@0.3,24@0.6,32` trains on 16 pixels for the first 30 % of the steps, on 24 until 60 %, then on 32. The
 size is a function of the step, so a resume cannot put it out of step. Images are scaled by adaptive average pooling
-(data.loaders.to_input).
+(data.preprocessing.to_input).
 """
 
 from __future__ import annotations
