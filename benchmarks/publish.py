@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models import create_model, model_arguments
-from utils.analysis.compare import history
+from utils.analysis.comparison import history
 from utils.config import TrainConfig
 from utils.evaluation.scores import accuracy_interval
 from utils.plots.figures import COLOURS, GREY, new_figure

@@ -83,7 +83,7 @@ def load_model(folder: Path) -> tuple[nn.Module, ModelConfig]:
     file. Raises UserError naming the file that is missing, damaged or does not fit.
     """
     config, path = read_model_config(folder), folder / WEIGHTS
-    _check_header(path)
+    check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no dict)
@@ -224,7 +224,7 @@ def tensors_from_bytes(content: bytes, source: Path) -> dict[str, Tensor]:
         raise UserError(f"{source}: not a safetensors file ({one_line(error)})") from error
 
 
-def _check_header(path: Path) -> None:
+def check_header(path: Path) -> None:
     """Raises UserError for a safetensors file that does not fit into the free memory."""
     check_size(path, most=None)
     with open(path, "rb") as file:

@@ -2,13 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
+from data.splits import Split
+from models.saved import ModelConfig
+from utils.analysis import sections
+from utils.analysis.predictions import Predictions
+from utils.analysis.section import Section
 from utils.config import AnalyzeConfig, TrainConfig
 from utils.config.options import Config
 from utils.runs.checkpoint import MANIFEST
@@ -50,3 +56,13 @@ def _refusal(capsys, main: Callable[[Any], Any], config: Config) -> str:
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
     return lines[0]
+
+
+def sections_of(
+    names: Sequence[str], predictions: Predictions, test: Split, model_config: ModelConfig
+) -> dict[str, Section]:
+    """Sections of the report that are built from predictions of a test set alone, without a run."""
+    config = SimpleNamespace(images=10)
+    return sections.build(
+        SimpleNamespace(sections=names, test=test, model_config=model_config, config=config), predictions, {}
+    )

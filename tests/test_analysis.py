@@ -16,10 +16,11 @@ import analyze
 from data.sources import load_split
 from models.saved import export_model, load_model
 from tests.saved_runs import change
-from utils.analysis.classes import confusion_matrix_figure
 from utils.analysis.inference import predict_test
-from utils.analysis.misclassified import Mistake, find_mistakes, misclassified_figure
+from utils.analysis.mistakes import Mistake, find_mistakes
 from utils.analysis.scores import most_confused
+from utils.analysis.sections.classes import confusion_matrix_figure
+from utils.analysis.sections.gallery import misclassified_figure
 from utils.analysis.setup import set_up
 from utils.config import AnalyzeConfig
 from utils.evaluation.scores import accuracy_interval
@@ -33,7 +34,7 @@ FIGURES = ("curves", "lr", "misclassified", "gradcam", "confusion_matrix", "cali
 FILES = {
     *(f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")),
     *("report.html", "per_class.csv", "mistakes.csv", "label_issues.csv", "model_summary.txt", "summary.json"),
-    *("predictions.npz", "predictions.json", ".lock"),
+    *("predictions.npz", "cache", ".lock"),
 }
 KEYS = {
     *("accuracy", "accuracy_interval_95", "count", "loss", "expected_calibration_error", "per_class", "most_confused"),
@@ -42,8 +43,8 @@ KEYS = {
 }
 
 
-def pictures_of(page: str, alt: str) -> list[np.ndarray]:
-    """The embedded pictures whose alternative text begins so."""
+def images_of(page: str, alt: str) -> list[np.ndarray]:
+    """The embedded images whose alternative text begins so."""
     found = re.findall(rf'<img src="data:image/png;base64,([^"]+)" alt="{alt}', page)
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))) for content in found]
 
@@ -88,10 +89,10 @@ def test_predictions_are_in_the_order_of_the_test_set(analysed):
 def test_a_second_call_predicts_nothing_and_says_the_same(analysed, tmp_path):
     run = Path(shutil.copytree(analysed, tmp_path / "run"))
     files = {path.name: path.read_bytes() for path in (run / "analysis").iterdir() if path.suffix in (".json", ".csv")}
-    written = (run / "analysis/predictions.npz").stat()
+    written = [(run / "analysis" / name).stat() for name in ("predictions.npz", "cache/predictions.safetensors")]
     assert to_json(analyze.main(AnalyzeConfig(run=str(run)))) == files["summary.json"]
-    again = (run / "analysis/predictions.npz").stat()
-    assert (again.st_ino, again.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    again = [(run / "analysis" / name).stat() for name in ("predictions.npz", "cache/predictions.safetensors")]
+    assert [(one.st_ino, one.st_mtime_ns) for one in again] == [(one.st_ino, one.st_mtime_ns) for one in written]
     assert files == {name: (run / "analysis" / name).read_bytes() for name in files}
 
 
@@ -99,21 +100,22 @@ def test_changed_weights_changed_images_and_damage_are_predicted_anew(run, tmp_p
     def predict(**options):
         return predict_test(set_up(AnalyzeConfig(run=str(run), **options), create_accelerator()))
 
-    kept = run / "analysis/predictions.npz"
+    written = run / "analysis/predictions.npz"
     predict()
-    content = kept.read_bytes()
-    for length in (0, 100, len(content) // 2, len(content) - 10):  # of a file that a full disk or a kill cut off
-        kept.write_bytes(content[:length])
-        predict()
-        assert kept.read_bytes() == content
+    for path in (run / "analysis/cache/predictions.safetensors", written):
+        content = path.read_bytes()
+        for length in (0, 100, len(content) // 2, len(content) - 10):  # of a file that a full disk or a kill cut off
+            path.write_bytes(content[:length])
+            predict()
+            assert path.read_bytes() == content
     model, config = load_model(run / "model")
     model.fc.bias.data[3] += 100
     export_model(run / "model", config, model.state_dict())
     assert (predict().classes == 3).all()
     change(run / "model/config.json", image_size=24)
-    before = kept.read_bytes()
+    before = written.read_bytes()
     predict()
-    assert kept.read_bytes() != before
+    assert written.read_bytes() != before
 
 
 def test_the_gallery_shows_the_pixels_of_the_data_set(analysed):
@@ -121,7 +123,7 @@ def test_the_gallery_shows_the_pixels_of_the_data_set(analysed):
     split, _ = load_split("digits", "", "test", 16)
     indices = [int(index) for index in re.findall(r'alt="Test image (\d+):', page)]
     assert len(indices) == 20
-    np.testing.assert_array_equal(pictures_of(page, "Test image"), split.images[indices])
+    np.testing.assert_array_equal(images_of(page, "Test image"), split.images[indices])
 
 
 def test_the_report_needs_no_network(analysed):
@@ -190,7 +192,7 @@ def test_a_confusion_matrix_of_many_classes_has_no_numbers(tmp_path):
 
 def test_analysis_and_training_do_not_import_each_other():
     shared = [path for folder in ("data", "models", "utils", "utils/tracking") for path in (ROOT / folder).glob("*.py")]
-    analysis = [ROOT / "analyze.py", *(ROOT / "utils/analysis").glob("*.py"), *shared]
+    analysis = [ROOT / "analyze.py", *(ROOT / "utils/analysis").rglob("*.py"), *shared]
     training = [ROOT / "train_accelerate.py", *(ROOT / "utils/training").glob("*.py"), *shared]
     for files, other in ((analysis, r"utils\.training|train_accelerate"), (training, r"utils\.analysis|analyze")):
         found = [path.name for path in files if re.search(rf"^\s*(from|import) ({other})\b", path.read_text(), re.M)]

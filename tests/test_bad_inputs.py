@@ -897,10 +897,10 @@ ANALYSES = [
     ("no pictures", "run --predict", "predict: the value is missing"),
     ("an empty name of a picture", ["run", "--predict", ""], "predict: '' is not allowed; it must not be empty"),
     ("a picture that is not there", "run --predict missing.png", "predict: missing.png does not exist"),
-    ("a folder without pictures", "run --predict empty", "predict: empty holds no picture"),
+    ("a folder without pictures", "run --predict empty", "predict: empty holds no photo"),
     ("a file that is no picture", "run --predict file", "predict: file is not a readable image"),
     ("pictures among the results", "run --predict images/test/cat --output_dir images/test/cat",
-     "has the pictures in it"),
+     "it holds the photos"),
 ]  # fmt: skip
 
 

@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 import analyze
 from data.sources import load_dataset
 from tests.saved_runs import change
-from utils.analysis.calibration import fit_temperature, negative_log_likelihood, reliability, section
 from utils.analysis.predictions import Predictions
+from utils.analysis.scores import reliability
+from utils.analysis.sections.calibration import fit_temperature, negative_log_likelihood, section
 from utils.config import AnalyzeConfig
 
 
@@ -40,7 +42,7 @@ def test_the_factor_by_which_a_model_is_too_sure_is_found(factor):
 
 def test_temperature_scaling_mends_the_calibration_and_changes_no_prediction():
     test, validation = (uncertain(seed=seed).at_temperature(0.4) for seed in (1, 2))
-    found = section(test, validation)
+    found = section(None, test, validation)
     scaled = test.at_temperature(found.summary["temperature"])
     np.testing.assert_array_equal(scaled.classes, test.classes)
     before = reliability(test.probabilities, test.labels).expected_calibration_error
@@ -53,18 +55,17 @@ def test_temperature_scaling_mends_the_calibration_and_changes_no_prediction():
 
 def test_where_all_validation_images_are_right_no_temperature_is_fitted():
     right = Predictions(np.eye(10, dtype=np.float32), np.zeros((10, 2), np.float16), np.arange(10))
-    found = section(uncertain(100), right)
+    found = section(None, uncertain(100), right)
     assert not found.summary
-    assert "All 10 validation images are right" in found.page["missing"]
+    assert "All 10 validation images are classified correctly" in found.page["missing"]
 
 
 def test_the_temperature_is_fitted_on_what_training_held_out_and_never_on_the_test_set(run):
     change(run / "config.yaml", validation_fraction=0.2)
     summary = analyze.main(AnalyzeConfig(run=str(run), only=["calibration"]))
     held_out = load_dataset("digits", "", 16, validation_fraction=0.2, seed=0).validation
-    kept = np.load(run / "analysis/validation.npz")
-    np.testing.assert_array_equal(kept["labels"], held_out.labels)
-    assert summary["temperature"] == fit_temperature(kept["logits"], held_out.labels)
+    logits = load_file(run / "analysis/cache/validation.safetensors")["logits"]
+    assert summary["temperature"] == fit_temperature(logits, held_out.labels)
     page = (run / "analysis/report.html").read_text()
     assert f"{len(held_out)} validation images" in page
     assert f"{summary['expected_calibration_error_scaled']:.4f}" in page

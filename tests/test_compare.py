@@ -17,8 +17,10 @@ import analyze
 from data.sources import load_split
 from tests.conftest import ROOT
 from tests.saved_runs import change, refusal
-from utils.analysis.compare import compare, history, mcnemar, paired_interval, per_class, recall_figure
+from utils.analysis.comparison import compare, history, mcnemar, paired_interval, per_class
 from utils.analysis.predictions import Predictions
+from utils.analysis.sections.compare import recall_figure
+from utils.analysis.setup import set_up
 from utils.config import AnalyzeConfig
 from utils.runs.metrics_file import MetricsFile
 from utils.system.runtime import create_accelerator
@@ -244,7 +246,7 @@ def test_a_copy_of_the_images_is_as_good_and_other_images_are_refused(run, pair,
     change(run / "config.yaml", dataset="imagefolder", data_dir=str(tmp_path / "images"))
     change(other / "config.yaml", dataset="imagefolder", data_dir=str(copied))
     config = AnalyzeConfig(run=str(run), compare=str(other))
-    assert analyze.set_up(config, create_accelerator()).other.run.data_dir == str(copied)
+    assert set_up(config, create_accelerator()).other.run.data_dir == str(copied)
     Image.new("RGB", (16, 16)).save(next((copied / "test/0").iterdir()))
     line = refusal(capsys, run=str(run), compare=str(other))
     assert "compare: " in line

@@ -7,8 +7,8 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 import analyze
-from utils.analysis import embedding
 from utils.analysis.predictions import Predictions
+from utils.analysis.sections import embedding
 from utils.config import AnalyzeConfig
 
 
@@ -21,7 +21,7 @@ def mapped(digits_run, tmp_path_factory):
 
 
 def predictions_of(images: int, mistakes: int) -> Predictions:
-    """Ten classes in turn; the first `mistakes` images are taken for the next class."""
+    """Ten classes in turn; the first `mistakes` images are predicted as the next class."""
     labels = np.arange(images) % 10
     logits = np.eye(10, dtype=np.float32)[np.where(np.arange(images) < mistakes, (labels + 1) % 10, labels)]
     return Predictions(logits, np.zeros((images, 4), np.float16), labels)
@@ -89,7 +89,7 @@ def test_pointer_and_arrow_keys_show_the_image_behind_a_point(mapped):
         tsne.hover(position={"x": x * box["width"] / 1000, "y": y * box["height"] / 1000})
         expect(card).to_be_visible()
         expect(card).to_contain_text("Test image")
-        expect(card.locator(".fact")).to_contain_text("right")
+        expect(card.locator(".fact")).to_contain_text("correct")
         expect(pca.locator(".marker")).to_be_visible()
         page.mouse.move(1, 1)
         expect(card).to_be_hidden()

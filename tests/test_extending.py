@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.slow
 
 PAGES = sorted((ROOT / "docs" / "extending").glob("*.md"))
-BLOCK = re.compile(r"```(python|diff)\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(r"```(python|jinja|diff)\n(.*?)```", re.DOTALL)
 COUNT = 60  # images of each split
 OPTIONS = """--dataset arrays --model plainnet --optimizer lion --trackers csv --lr 0.001 --width 16 --batch_size 16
     --epochs 1 --crop_padding 1 --cutout 0 --log_every_steps 1"""
@@ -28,9 +28,9 @@ def apply(page: Path, root: Path) -> list[Path]:
     """Puts the code of a page into the file that it names last before it; returns the new files."""
     text, new = page.read_text(), []
     for block in BLOCK.finditer(text):
-        path = root / re.findall(r"`([\w/]+\.py)`", text[: block.start()])[-1]
+        path = root / re.findall(r"`([\w/]+\.(?:py|html\.jinja))`", text[: block.start()])[-1]
         kind, content = block.groups()
-        if kind == "python":
+        if kind != "diff":
             assert not path.exists()
             path.write_text(content)
             new.append(path)
@@ -52,7 +52,8 @@ def extended(tmp_path_factory) -> Path:
     for name in ("train_accelerate.py", "analyze.py", "pyproject.toml"):
         shutil.copy(ROOT / name, root)
     new = [path for page in PAGES for path in apply(page, root)]
-    assert len(new) == len(PAGES) == 4
+    new = [path for path in new if path.suffix == ".py"]
+    assert len(new) == len(PAGES) == 5
     ruff = shutil.which("ruff", path=str(Path(sys.executable).parent))
     if ruff:
         for check in (["check"], ["format", "--check"]):
@@ -79,7 +80,7 @@ def run(extended) -> Path:
     train = ["train_accelerate.py", *OPTIONS.split(), "--data_dir", str(images), "--output_dir", "run"]
     python(extended, *train, "--max_steps", "2")
     assert "resumed from run/checkpoints/step-000002" in python(extended, *train, "--max_steps", "3")
-    python(extended, "analyze.py", "run", "--only", "classes,gradcam,model", "--images", "10")
+    python(extended, "analyze.py", "run", "--only", "classes,gradcam,coverage,model", "--images", "10")
     return extended / "run"
 
 
@@ -103,6 +104,16 @@ def test_added_optimizer_is_resumed_with_its_state(run):
     assert {name.removesuffix("/mean") for name in state} <= set(weights)
 
 
+def test_added_section_is_in_the_report(run):
+    summary = json.loads((run / "analysis/summary.json").read_text())
+    half = summary["accuracy_of_the_confident_half"]
+    page = (run / "analysis/report.html").read_text()
+    assert '<li><a href="#coverage">Coverage</a></li>' in page
+    assert f"The accuracy is {100 * half:.2f} % on the more confident half" in page
+    assert (run / "analysis/coverage.png").exists()
+    assert 0 <= half <= 1
+
+
 def test_added_tracker_has_every_line_once(run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     expected = [[str(row["step"]), f"{row['split']}/loss", str(row["loss"])] for row in rows]
@@ -113,7 +124,7 @@ def test_added_tracker_has_every_line_once(run):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands_of_the_page_are_accepted(extended, page):
-    commands = re.findall(r"`python (train_accelerate\.py [^`]+)`", page.read_text())
+    commands = re.findall(r"`python ((?:train_accelerate|analyze)\.py [^`]+)`", page.read_text())
     assert commands
     for command in commands:
         python(extended, *command.split(), "--print_config")

@@ -17,7 +17,6 @@ import socket
 import sqlite3
 import struct
 import sys
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from importlib.util import find_spec
@@ -26,6 +25,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save
 from safetensors.torch import load_file, save_file
 
 import analyze
@@ -34,9 +36,12 @@ from models.saved import ModelConfig
 from tests.processes import run as run_processes
 from tests.processes import tiny_config, train_script
 from tests.test_checkpoint_files import Payload
-from utils.analysis import kept, robustness
+from utils.analysis import sections
+from utils.analysis.cache import Form, cache_file
+from utils.analysis.cache import read as read_cache
 from utils.analysis.inference import predict_test
-from utils.analysis.inputs import find_inputs
+from utils.analysis.sections import robustness
+from utils.analysis.setup import set_up
 from utils.config import AnalyzeConfig
 from utils.release.classifier import ImageClassifier
 from utils.release.export import FILES as PROGRAMS
@@ -59,7 +64,7 @@ OPTIONS = {
 }  # fmt: skip
 # Mappings without the keys that are looked for.
 HARMLESS = {("environment.json", name) for name in ("half deep", "another version", "no version")}
-KEPT = ("predictions", "validation", "neighbours", "embedding", "robustness")
+CACHED = ("predictions", "validation", "neighbours", "embedding", "robustness")
 TENSORS = ("model", "optimizer", "best", "unaveraged", "lookahead")
 
 # Every kind of file in a run directory, and how what is read of it is attacked. Every one is also replaced by links and
@@ -81,8 +86,8 @@ FILES = {
     "checkpoints/step-*/trainer.json": "json",
     "checkpoints/step-*/config.json": "json",
     **{f"checkpoints/step-*/{name}.safetensors": "tensors" for name in TENSORS},
-    **{f"analysis/{name}.json": "json" for name in KEPT},
-    **{f"analysis/{name}.npz": "arrays" for name in KEPT},
+    **{f"analysis/cache/{name}.safetensors": "cached" for name in CACHED},
+    "analysis/predictions.npz": "compared",
     "analysis/summary.json": None,
     "analysis/.lock": None,
     **{f"analysis/*{suffix}": None for suffix in (".png", ".svg", ".csv", ".txt", ".html")},
@@ -95,7 +100,7 @@ def kind_of(path: Path) -> str:
     first, *rest = path.parts
     if first in TRACKERS:
         return f"{first}/**"
-    if first == "analysis" and path.suffix not in (".json", ".npz", ""):
+    if first == "analysis" and len(rest) == 1 and path.suffix not in (".json", ".npz", ""):
         return f"analysis/*{path.suffix}"
     if first == "checkpoints":
         rest[0] = "step-*"
@@ -131,9 +136,9 @@ def complete(tmp_path_factory) -> Path:
 
 def find_everything(config: AnalyzeConfig) -> tuple:
     """What analyze.py finds out before it draws, and what it draws it from."""
-    analysis = analyze.set_up(config, create_accelerator())
+    analysis = set_up(config, create_accelerator())
     predictions = predict_test(analysis)
-    return analysis, predictions, find_inputs(analysis, predictions)
+    return analysis, predictions, sections.find(analysis, predictions)
 
 
 opened: list[tuple[str, int]] | None = None
@@ -166,7 +171,7 @@ def read(complete, tmp_path_factory) -> set[str]:
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(robustness, "IMAGES", 20)
-            analyze.look(*find_everything(AnalyzeConfig(run=str(run), full=True, compare=str(other))))
+            sections.build(*find_everything(AnalyzeConfig(run=str(run), full=True, compare=str(other))))
         resume(run)
         ImageClassifier.from_pretrained(run / "model")
         return {before[file] for file in opened if file in before}  # what was written since has another inode
@@ -406,18 +411,6 @@ def sparse(path: Path) -> None:
     os.truncate(path, 2**40)
 
 
-def zip_bomb(name: str, size: int) -> bytes:
-    content = io.BytesIO()
-    with (
-        zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
-        archive.open(name, "w") as file,
-    ):
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (size // 4,)})
-        for _ in range(size // 2**20):
-            file.write(bytes(2**20))
-    return content.getvalue()
-
-
 def torch_zip(trace: Path) -> bytes:
     content = io.BytesIO()
     torch.save({"weights": Payload(trace)}, content)
@@ -503,9 +496,6 @@ def test_whatever_a_file_holds_it_is_refused_in_one_line(capsys, attacked, kind)
     attacks = {"json": texts, "tensors": tensors, "options": options}[FILES[kind]](attacked.trace)
     if path.stem in ("best", "unaveraged", "lookahead"):  # read as model.safetensors is
         attacks = {name: attacks[name] for name in ("a pickle", "a terabyte", "a header of an exabyte", "no tensor")}
-    if kind.startswith("analysis/"):
-        forms = forms_of(path.with_suffix(".npz"))
-        fingerprint = json.loads(path.read_bytes())
     for name, content in attacks.items():
         if (path.stem, name) == ("optimizer", "no tensor"):  # as before the first step
             continue
@@ -518,9 +508,6 @@ def test_whatever_a_file_holds_it_is_refused_in_one_line(capsys, attacked, kind)
         elif kind.startswith("model/"):
             assert path.name in model_refused(attacked), name
             assert path.name in analysis_refused(capsys, attacked), name
-        elif kind.startswith("analysis/"):  # is computed anew
-            with bounded():
-                assert kept.read(path.parent, path.stem, fingerprint, forms) is None, name
         elif (kind, name) in HARMLESS:
             assert trained_precision(attacked.run) is None
         else:
@@ -677,84 +664,74 @@ def test_the_environment_names_no_path_and_no_precision_of_its_own(attacked):
     assert tracked_as(known)["run_id"] == known["run_id"]
 
 
-# -- what is not refused but left out, or made again ------------------------------------------------------------------
+# -- what is not refused but ignored, or made again ------------------------------------------------------------------
 
 
-def forms_of(path: Path) -> dict[str, kept.Form]:
-    """The forms of kept arrays."""
-    with np.load(path) as held:
-        return {
-            name: kept.Form(array.dtype.kind, array.shape, below=int(array.max(initial=0)) + 1)
-            for name, array in held.items()
-        }
-
-
-def npz(**arrays: np.ndarray) -> bytes:
-    content = io.BytesIO()
-    np.savez(content, **arrays)
-    return content.getvalue()
-
-
-def stored(members: dict[str, bytes]) -> bytes:
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return content.getvalue()
-
-
-def array_header(shape: tuple, descr: str = "<f4") -> bytes:
-    content = io.BytesIO()
-    np.lib.format.write_array_header_1_0(content, {"descr": descr, "fortran_order": False, "shape": shape})
-    return content.getvalue()
-
-
-def arrays(trace: Path, held: dict[str, np.ndarray]) -> dict[str, bytes | Callable[[Path], None]]:
-    """What are no kept arrays, or others than these."""
+def arrays(trace: Path, held: dict[str, np.ndarray], metadata: dict) -> dict[str, bytes | Callable[[Path], None]]:
+    """What are no cached arrays, or others than these."""
     name, first = next(iter(held.items()))
-    objects = np.array([Payload(trace)], dtype=object)
-    many = stored({f"{number}.npy": b"" for number in range(5000)})
-    return anything(trace) | {
-        "a zip bomb": zip_bomb(f"{name}.npy", 2**28),
-        "compressed": zip_bomb(f"{name}.npy", 2**20),
-        "objects": npz(**(held | {name: objects})),
-        "absurd": stored({f"{name}.npy": array_header((2**40, 2**20))}),
-        "larger than the file": stored({f"{name}.npy": array_header((2**36,)) + bytes(8)}),
-        "upwards": stored({f"../../{name}.npy": array_header((1,)) + bytes(4)}),
-        "many": many,
-        "another end": many[:-22] + many[-22:-10] + b"\0\0\0\0" + many[-6:],
-        "one is missing": npz(**{key: array for key, array in held.items() if key != name}),
-        "one more": npz(**held, more=first),
-        "another shape": npz(**(held | {name: first[1:]})),
-        "another kind": npz(**(held | {name: first.astype("U8")})),
-        "out of range": npz(**(held | {name: np.full_like(first, np.nan if first.dtype.kind == "f" else -1)})),
+
+    def claim(shape: list[int], length: int, dtype: str = "F32", data: bytes = bytes(4)) -> bytes:
+        return header({"__metadata__": metadata, name: tensor(shape, 0, length, dtype)}, data)
+
+    def saved(changes: dict[str, np.ndarray], metadata: dict | None = metadata) -> bytes:
+        return save({**held, **changes}, metadata)
+
+    return tensors(trace) | {
+        "another fingerprint": saved({}, {"fingerprint": "{}"}),
+        "no fingerprint": saved({}, None),
+        "a long fingerprint": saved({}, {"fingerprint": "[" * 2**20}),
+        "no text": header({"__metadata__": {"fingerprint": 1}}),
+        "larger than the file": claim([2**36], 2**38),
+        "absurd": claim([2**40, 2**20], 4),
+        **{f"of {dtype}": claim([2], 4, dtype) for dtype in ("BF16", "F8_E4M3", "C64", "O")},
+        "one is missing": save({key: array for key, array in held.items() if key != name} or {"x": first}, metadata),
+        "one more": saved({"more": first}),
+        "another shape": saved({name: first[1:]}),
+        "another kind": saved({name: first.astype(np.uint8)}),
+        "out of range": saved({name: np.full_like(first, np.nan if first.dtype.kind == "f" else -1)}),
     }
 
 
-@pytest.mark.parametrize("name", KEPT)
-def test_kept_arrays_that_are_none_are_not_taken(attacked, name):
-    path = attacked.run / "analysis" / f"{name}.npz"
-    fingerprint, forms = json.loads(path.with_suffix(".json").read_bytes()), forms_of(path)
-    with np.load(path) as found:
-        held = dict(found)
-    assert kept.read(path.parent, name, fingerprint, forms).keys() == held.keys()
-    for attack, content in arrays(attacked.trace, held).items():
-        if (name, attack) == ("robustness", "out of range"):  # of true and false there is no other
+@pytest.mark.parametrize("name", CACHED)
+def test_cached_arrays_that_do_not_fit_are_ignored(attacked, name):
+    path = cache_file(attacked.run / "analysis", name)
+    held = load_arrays(path)
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata()
+    fingerprint = json.loads(metadata["fingerprint"])
+    forms = {
+        key: Form(array.dtype.kind, array.shape, below=int(array.max(initial=0)) + 1) for key, array in held.items()
+    }
+    assert read_cache(attacked.run / "analysis", name, fingerprint, forms).keys() == held.keys()
+    for attack, content in arrays(attacked.trace, held, metadata).items():
+        if (name, attack) == ("robustness", "out of range"):  # there is nothing but true and false
             continue
         put(path, content)
         with bounded(growth=2**27):
-            assert kept.read(path.parent, name, fingerprint, forms) is None, attack
+            assert read_cache(attacked.run / "analysis", name, fingerprint, forms) is None, attack
 
 
-def test_predictions_of_a_stranger_that_do_not_fit_are_made_again(complete, attacked):
-    path = attacked.run / "analysis/predictions.npz"
-    with np.load(path) as found:
-        expected = dict(found)
-    put(path, npz(**(expected | {"features": expected["features"][:, :3]})))
-    analysis = analyze.set_up(AnalyzeConfig(run=str(attacked.run)), create_accelerator())
-    made = predict_test(analysis)
+def test_cached_predictions_that_do_not_fit_are_computed_again(attacked):
+    path = cache_file(attacked.run / "analysis", "predictions")
+    expected = load_arrays(path)
+    with safe_open(path, framework="np") as file:
+        content = save({**expected, "features": expected["features"][:, :3].copy()}, file.metadata())
+    put(path, content)
+    made = predict_test(set_up(AnalyzeConfig(run=str(attacked.run)), create_accelerator()))
     np.testing.assert_array_equal(made.logits, expected["logits"])
     np.testing.assert_array_equal(made.features, expected["features"])
+
+
+def test_whatever_predictions_npz_holds_it_is_replaced_unread(attacked):
+    path = attacked.run / "analysis/predictions.npz"
+    expected = path.read_bytes()
+    analysis = set_up(AnalyzeConfig(run=str(attacked.run)), create_accelerator())
+    for content in (*anything(attacked.trace).values(), bytes(len(expected))):
+        put(path, content)
+        with bounded(growth=2**27):
+            predict_test(analysis)
+        assert path.read_bytes() == expected
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1e38])
@@ -785,16 +762,15 @@ def test_lines_of_metrics_that_are_none_are_passed_over(capsys, attacked):
     assert "metrics.jsonl" in resume_refused(capsys, attacked)
 
 
-def test_a_picture_of_the_range_test_that_is_none_is_left_out(complete, attacked):
-    from utils.analysis.curves import is_picture
-
+def test_a_figure_of_the_range_test_that_is_no_png_is_ignored(attacked):
     path = attacked.run / "lr_finder.png"
-    assert is_picture(path)
+    run = open_run(attacked.run)
+    assert run.range_test_figure() == path.read_bytes()
     wide = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBBI", 13, b"IHDR", 50_000, 50_000, 8, 2, 0, 0, 0, 0)
     for content in [*anything(attacked.trace).values(), wide, b"<svg onload='alert(1)'>"]:
         put(path, content)
         with bounded():
-            assert not is_picture(path)
+            assert run.range_test_figure() is None
 
 
 @pytest.mark.parametrize("name", TRACKERS)

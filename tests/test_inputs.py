@@ -1,4 +1,4 @@
-"""What the sections are given is the same however it was found."""
+"""The sections are given the same on any number of processes."""
 
 import shutil
 
@@ -7,7 +7,7 @@ import numpy as np
 import analyze
 from tests.processes import run as run_processes
 from tests.saved_runs import change
-from utils.analysis import robustness
+from utils.analysis.sections import robustness
 from utils.config import AnalyzeConfig
 from utils.system.errors import run_script
 

@@ -4,12 +4,13 @@ import csv
 import json
 
 import numpy as np
+from safetensors import safe_open
 
 import analyze
 from data.sources import load_split
 from data.splits import stratified_split
 from tests.saved_runs import change
-from utils.analysis.neighbours import PER_IMAGE, nearest
+from utils.analysis.sections.neighbours import PER_IMAGE, nearest
 from utils.config import AnalyzeConfig
 
 
@@ -58,8 +59,9 @@ def test_every_mistake_has_neighbours_among_what_was_trained_on_and_a_second_cal
     page = (run / "analysis/report.html").read_text()
     assert page.count('<li><script type="application/json">{"positions":') == min(20, summary["misclassified_count"])
 
-    monkeypatch.setattr("utils.analysis.inputs.predict_split", None)
+    monkeypatch.setattr("utils.analysis.sections.neighbours.predict_split", None)
     monkeypatch.setattr("utils.analysis.inference.predict_split", None)
     assert analyze.main(config) == summary
-    kept = json.loads((run / "analysis/neighbours.json").read_text())
-    assert len(kept["images_sha256"]) == 2  # of the test and of the training images
+    with safe_open(run / "analysis/cache/neighbours.safetensors", framework="np") as file:
+        fingerprint = json.loads(file.metadata()["fingerprint"])
+    assert len(fingerprint["images_sha256"]) == 2  # of the test and of the training images

@@ -1,4 +1,4 @@
-"""What analyze.py --predict promises about pictures that are the user's own."""
+"""What analyze.py --predict promises about the user's own photos."""
 
 import csv
 import re
@@ -11,9 +11,10 @@ from PIL import Image
 import analyze
 from data.sources import load_split
 from tests.saved_runs import change, refusal
-from utils.analysis import picture_results
+from utils.analysis import photo_results
 from utils.analysis.inference import predict_test
-from utils.analysis.pictures import find_pictures
+from utils.analysis.photos import find_photos
+from utils.analysis.setup import set_up
 from utils.config import AnalyzeConfig
 from utils.config.parser import parse_config, read_config
 from utils.system.errors import UserError
@@ -23,7 +24,7 @@ COUNT = 6
 
 
 @pytest.fixture
-def pictures(tmp_path) -> list[str]:
+def photos(tmp_path) -> list[str]:
     """The first test images as files."""
     images = load_split("digits", "", "test", 16)[0].images[:COUNT]
     paths = [tmp_path / f"{index}.png" for index in range(COUNT)]
@@ -42,18 +43,18 @@ def touch(*paths: Path) -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"resolution": 24, "tta": "flip_translate"}])
-def test_pictures_are_predicted_as_the_test_set_is(run, pictures, settings):
+def test_pictures_are_predicted_as_the_test_set_is(run, photos, settings):
     change(run / "model/config.json", **settings)
-    tested = predict_test(analyze.set_up(AnalyzeConfig(run=str(run)), create_accelerator()))
-    results = analyze.main(AnalyzeConfig(run=str(run), predict=pictures))
-    assert list(results) == pictures
+    tested = predict_test(set_up(AnalyzeConfig(run=str(run)), create_accelerator()))
+    results = analyze.main(AnalyzeConfig(run=str(run), predict=photos))
+    assert list(results) == photos
     probabilities = [list(row.values()) for row in results.values()]
     np.testing.assert_allclose(probabilities, tested.probabilities[:COUNT], atol=1e-5)
 
 
-def test_no_data_set_is_needed_and_no_report_is_written(run, pictures, capsys):
+def test_no_data_set_is_needed_and_no_report_is_written(run, photos, capsys):
     change(run / "config.yaml", dataset="imagefolder", data_dir="nowhere", trackers=["wandb"])
-    results = analyze.main(AnalyzeConfig(run=str(run), predict=pictures))
+    results = analyze.main(AnalyzeConfig(run=str(run), predict=photos))
     folder = run / "analysis/predict"
     assert [path.name for path in (run / "analysis").iterdir()] == ["predict"]
     assert not (run / "wandb").exists()
@@ -63,7 +64,7 @@ def test_no_data_set_is_needed_and_no_report_is_written(run, pictures, capsys):
         header, *rows = csv.reader(file)
     assert header == ["path", "predicted", *map(str, range(10))]
     lines = capsys.readouterr().out.splitlines()
-    for path, line, row in zip(pictures, lines, rows, strict=False):
+    for path, line, row in zip(photos, lines, rows, strict=False):
         (best, share), (second, _), *_ = sorted(results[path].items(), key=lambda pair: -pair[1])
         assert row[:2] == [path, best]
         assert [float(value) for value in row[2:]] == list(results[path].values())
@@ -71,8 +72,8 @@ def test_no_data_set_is_needed_and_no_report_is_written(run, pictures, capsys):
     assert lines[-1] == f"page: {folder / 'predict.html'}"
 
 
-def test_a_photo_is_turned_upright_and_its_middle_is_cut_out(run, pictures, tmp_path):
-    image = Image.open(pictures[0])
+def test_a_photo_is_turned_upright_and_its_middle_is_cut_out(run, photos, tmp_path):
+    image = Image.open(photos[0])
     wide = Image.new("RGB", (40, 16))
     wide.paste(image, (12, 0))
     exif = Image.Exif()
@@ -80,58 +81,58 @@ def test_a_photo_is_turned_upright_and_its_middle_is_cut_out(run, pictures, tmp_
     wide.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "photo.png", exif=exif)
     folder = str(tmp_path / "out")
     results = analyze.main(
-        AnalyzeConfig(run=str(run), predict=[pictures[0], str(tmp_path / "photo.png")], output_dir=folder)
+        AnalyzeConfig(run=str(run), predict=[photos[0], str(tmp_path / "photo.png")], output_dir=folder)
     )
     first, second = results.values()
     assert first == pytest.approx(second, abs=1e-6)
 
 
-def test_names_are_shown_as_they_are_and_the_page_stays_small(run, pictures, tmp_path, monkeypatch):
+def test_names_are_shown_as_they_are_and_the_page_stays_small(run, photos, tmp_path, monkeypatch):
     names = ["path", "predicted", "<b>bold</b>", "$x$", *"456789"]
     change(run / "model/config.json", class_names=names)
     odd = tmp_path / "a,b <i>$y$.png"
-    Path(pictures[0]).rename(odd)
-    monkeypatch.setattr(picture_results, "PAGE_PICTURES", 2)
-    analyze.main(AnalyzeConfig(run=str(run), predict=[str(odd), *pictures[1:]]))
+    Path(photos[0]).rename(odd)
+    monkeypatch.setattr(photo_results, "PAGE_PHOTOS", 2)
+    analyze.main(AnalyzeConfig(run=str(run), predict=[str(odd), *photos[1:]]))
     page = (run / "analysis/predict/predict.html").read_text()
     assert "a,b &lt;i&gt;$y$.png" in page
     assert not re.search(r"https?://|<script|<link|@import|<i>|<b>", page)
     assert page.count("<img ") + page.count("no positive evidence") == 2 * 2
     assert page.count("<img ") == page.count(' alt="')
-    assert f"{COUNT - 2} more pictures" in page
+    assert f"{COUNT - 2} more photos" in page
     with open(run / "analysis/predict/predictions.csv", newline="") as file:
         header, row, *_ = csv.reader(file)
     assert header[2:] == names
     assert row[0] == str(odd)
 
 
-# -- which pictures ---------------------------------------------------------------------------------------------------
+# -- which photos ---------------------------------------------------------------------------------------------------
 
 
-def test_folders_are_searched_and_each_picture_comes_once(tmp_path):
+def test_folders_are_searched_and_each_photo_comes_once(tmp_path):
     inside = [tmp_path / name for name in ("a/1.JPG", "a/b/2.webp", "a/b/3.jpeg", "a/c.png")]
     other = tmp_path / "named.bmp"
     touch(*inside, other, tmp_path / "a/notes.txt", tmp_path / "a/.hidden.png", tmp_path / "a/.cache/4.png")
     touch(tmp_path / "a/results/1-1.png")
     names = [str(other), str(tmp_path / "a"), str(tmp_path / "a/c.png"), str(tmp_path / "a/../a/b")]
-    assert find_pictures(names, tmp_path / "a/results") == [other, *inside]
-    assert find_pictures([str(tmp_path / "a/b")], tmp_path / "a") == inside[1:3]
-    with pytest.raises(UserError, match="has the pictures in it"):
-        find_pictures([str(tmp_path / "a")], tmp_path / "a")
+    assert find_photos(names, tmp_path / "a/results") == [other, *inside]
+    assert find_photos([str(tmp_path / "a/b")], tmp_path / "a") == inside[1:3]
+    with pytest.raises(UserError, match="it holds the photos"):
+        find_photos([str(tmp_path / "a")], tmp_path / "a")
 
 
-def test_what_is_no_picture_is_refused_in_one_line(run, pictures, tmp_path, capsys):
+def test_what_is_no_photo_is_refused_in_one_line(run, photos, tmp_path, capsys):
     broken, empty = tmp_path / "broken.png", tmp_path / "empty"
-    broken.write_text("no picture")
+    broken.write_text("no photo")
     touch(empty / "notes.txt")
 
     def line(*names: Path | str, **options) -> str:
         return refusal(capsys, run=str(run), predict=[str(name) for name in names], **options)
 
     assert line(tmp_path / "missing.png").startswith(f"error: predict: {tmp_path / 'missing.png'} does not exist")
-    assert line(pictures[0], broken).startswith(f"error: predict: {broken} is not a readable image")
-    assert line(empty).startswith(f"error: predict: {empty} holds no picture (looking for .jpeg, .jpg, .png, .webp)")
-    assert "has the pictures in it" in line(pictures[0], output_dir=str(tmp_path))
+    assert line(photos[0], broken).startswith(f"error: predict: {broken} is not a readable image")
+    assert line(empty).startswith(f"error: predict: {empty} holds no photo (looking for .jpeg, .jpg, .png, .webp)")
+    assert "it holds the photos" in line(photos[0], output_dir=str(tmp_path))
     assert not (run / "analysis").exists()
 
 

@@ -26,11 +26,13 @@ from data.images import InMemory
 from data.sources import load_dataset
 from data.splits import Split
 from models.saved import ModelConfig
-from utils.analysis import classes, compare, curves, label_issues, misclassified
+from tests.saved_runs import sections_of
+from utils.analysis.comparison import history
 from utils.analysis.predictions import Predictions
-from utils.analysis.report import render_report
+from utils.analysis.report.page import render_report
 from utils.analysis.scores import headline
 from utils.analysis.section import write_table
+from utils.analysis.sections.curves import learning_rates, lr_figure
 from utils.config import AnalyzeConfig, TrainConfig
 from utils.config.files import to_yaml, write_config
 from utils.config.options import options_of
@@ -269,16 +271,16 @@ def test_any_metrics_are_read_and_right_rows_survive(lines, tmp_path_factory):
     assert all(row in places for _, row in lines if row is not None)  # in their order
     found = epoch_curves(rows)
     assert all(math.isfinite(value) for points in found.values() for point in points for value in point)
-    curves.learning_rates(rows)
-    compare.history(rows)
+    learning_rates(rows)
+    history(rows)
 
 
 @examples(4)
 @given(rows=st.lists(ROWS, min_size=1, max_size=8))
 def test_any_curves_are_drawn(rows):
     curves_figure(epoch_curves(rows)).draw_without_rendering()
-    steps, rates = curves.learning_rates([row for row in rows if row["split"] == "train"])
-    curves.learning_rate_figure(steps, rates).draw_without_rendering()
+    steps, rates = learning_rates([row for row in rows if row["split"] == "train"])
+    lr_figure(steps, rates).draw_without_rendering()
 
 
 # -- names ------------------------------------------------------------------------------------------------------------
@@ -318,17 +320,13 @@ def report(names: list[str], run_name: str) -> str:
     place = Path("runs/x")
     run = SavedRun(place, place, place, "", True, config, {}, {}, [], "imagefolder", None)
     model_config = ModelConfig("resnet18", {}, tuple(names), 8, (0.5,) * 3, (0.5,) * 3)
-    sections = [
-        classes.section(predictions, test, tuple(names)),
-        misclassified.section(predictions, test, tuple(names), 3),
-        label_issues.section(predictions, test, names),
-    ]
+    sections = sections_of(("classes", "gallery", "label_issues"), predictions, test, model_config)
     summary = headline(predictions, tuple(names))
-    for section in sections:
+    for section in sections.values():
         summary |= section.summary
     return render_report(
         run=run, model_config=model_config, mixed_precision="no", parameters=1, summary=summary, sections=sections,
-        pictures={},
+        figures={},
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from data.preprocessing import to_input
 from data.sources import load_dataset
 from tests.processes import tiny_config
 from train_accelerate import _derived_seed, train_step
-from utils.analysis.calibration import fit_temperature, negative_log_likelihood
+from utils.analysis.sections.calibration import fit_temperature, negative_log_likelihood
 from utils.training.loading import create_train_loader
 from utils.training.lr_finder import range_test
 from utils.training.optimizers import create_optimizer, set_learning_rate

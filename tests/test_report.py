@@ -23,12 +23,12 @@ from data.images import InMemory
 from data.sources import load_split
 from data.splits import Split
 from models.saved import load_model
-from utils.analysis import classes, misclassified
-from utils.analysis.atlas import Atlas, tiles_of
+from tests.saved_runs import sections_of
 from utils.analysis.predictions import Predictions
-from utils.analysis.report import LABELS, render_report
+from utils.analysis.report.atlas import Atlas, tiles_of
+from utils.analysis.report.page import render_report
 from utils.analysis.scores import headline
-from utils.analysis.setup import QUICK_SECTIONS, SLOW_SECTIONS
+from utils.analysis.sections import MODULES, choose_sections
 from utils.config import AnalyzeConfig
 from utils.runs.saved_run import open_run
 
@@ -158,7 +158,7 @@ def shown(page: playwright.Page, gallery: str) -> list[int]:
 
 
 def facts(tile: playwright.Locator) -> dict[str, str]:
-    """The classes that stand under a picture."""
+    """The classes below an image."""
     return dict(re.split(r"\s+", text, maxsplit=1) for text in tile.locator(".fact").all_inner_texts())
 
 
@@ -211,8 +211,8 @@ def test_class_names_are_shown_as_they_are(page):
 
 def test_the_navigation_leads_to_every_section(page):
     targets = [link.get_attribute("href").removeprefix("#") for link in page.locator("nav a").all()]
-    assert set(targets) == set(QUICK_SECTIONS)
-    assert set(LABELS) == {*QUICK_SECTIONS, *SLOW_SECTIONS, "compare"}
+    assert targets == list(choose_sections(AnalyzeConfig(run="x")))
+    assert targets == [name for name, module in MODULES.items() if module.COST == "quick" and name != "compare"]
     assert targets == [section.get_attribute("id") for section in page.locator("section").all()]
     page.locator("nav a", has_text="Classes").click()
     assert page.locator("#classes h2").first.is_visible()
@@ -235,7 +235,7 @@ def test_a_cell_shows_exactly_its_images(page, truth):
         button = page.locator(f'.matrix button[data-true="{true}"][data-predicted="{predicted}"]')
         assert button.inner_text() == str(counts[true, predicted])
         button.click()
-        assert page.locator(".behind h3").inner_text() == f"{NAMES[true]} taken for {NAMES[predicted]}"
+        assert page.locator(".behind h3").inner_text() == f"{NAMES[true]} predicted as {NAMES[predicted]}"
         indices = all_shown(page, "cell")
         assert sorted(indices) == truth.cell(true, predicted)
         for index, tile in zip(indices, page.locator("#cell .tile").all(), strict=True):
@@ -252,7 +252,7 @@ def test_the_diagonal_shows_the_least_confident_right_images(page, truth):
     right = truth.cell(4, 4)
     page.locator('.matrix button[data-true="4"][data-predicted="4"]').click()
     assert shown(page, "cell") == sorted(right, key=truth.confidence.__getitem__)[:20]
-    assert facts(page.locator("#cell .tile").first) == {"right": NAMES[4]}
+    assert facts(page.locator("#cell .tile").first) == {"correct": NAMES[4]}
 
 
 def test_an_empty_cell_says_so(page, truth):
@@ -267,18 +267,21 @@ def test_the_matrix_works_by_keyboard(page, truth):
     page.locator('.matrix button[tabindex="0"]').focus()
     for key in ("Control+Home", "ArrowLeft", "ArrowDown", "ArrowDown", "ArrowRight", "Enter"):
         page.keyboard.press(key)
-    assert page.locator(".behind h3").inner_text() == f"{NAMES[2]} taken for {NAMES[1]}"
+    assert page.locator(".behind h3").inner_text() == f"{NAMES[2]} predicted as {NAMES[1]}"
     assert sorted(all_shown(page, "cell")) == truth.cell(2, 1)
     for key in ("End", "ArrowRight", "Control+End", "Home", "Space"):
         page.keyboard.press(key)
-    assert page.locator(".behind h3").inner_text() == f"{NAMES[9]} taken for {NAMES[0]}"
+    assert page.locator(".behind h3").inner_text() == f"{NAMES[9]} predicted as {NAMES[0]}"
     assert page.locator('.matrix button[tabindex="0"]').count() == 1
     assert page.locator(".matrix button[aria-current]").get_attribute("data-true") == "9"
 
 
 def test_the_list_of_confusions_opens_its_cells(page, truth, summary):
     for entry, pair in zip(page.locator(".pairs button").all(), summary["most_confused"], strict=True):
-        assert entry.inner_text().split("\n") == [f"{pair['true']} taken for {pair['predicted']}", str(pair["count"])]
+        assert entry.inner_text().split("\n") == [
+            f"{pair['true']} predicted as {pair['predicted']}",
+            str(pair["count"]),
+        ]
     entry.click()
     assert sorted(all_shown(page, "cell")) == truth.cell(NAMES.index(pair["true"]), NAMES.index(pair["predicted"]))
 
@@ -330,7 +333,7 @@ def test_the_gallery_shows_60_and_more_on_a_press(page, truth):
     assert page.evaluate("document.activeElement.getAttribute('role')") == "status"
 
 
-def test_pictures_are_the_pixels_of_the_data_set(page, truth):
+def test_images_are_the_pixels_of_the_data_set(page, truth):
     page.evaluate("Promise.all(sheets)")
     read = "all => all.map(one => Array.from(one.getContext('2d').getImageData(0, 0, one.width, one.height).data))"
     pixels = np.array(page.locator("#mistakes canvas").evaluate_all(read)).reshape(-1, 16, 16, 4)
@@ -378,7 +381,7 @@ def test_a_phone_scrolls_in_one_direction_only(open_page, report):
     page = open_page(report, **PHONE)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     page.locator('.matrix button[data-true="3"][data-predicted="3"]').tap()
-    assert page.locator(".behind h3").inner_text().startswith(f"{NAMES[3]} classified right")
+    assert page.locator(".behind h3").inner_text().startswith(f"{NAMES[3]} classified correctly")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
 
 
@@ -407,18 +410,16 @@ def guesses(images: np.ndarray, classes: int) -> tuple[Split, Predictions]:
 def written_page(run: Path, folder: Path, split: Split, predictions: Predictions, names: tuple[str, ...]) -> Path:
     """The page of these predictions, with the two sections that show images."""
     _, config = load_model(run / "model")
-    sections = [
-        classes.section(predictions, split, names),
-        misclassified.section(predictions, split, names, shown=10),
-    ]
+    config = dataclasses.replace(config, class_names=names, image_size=32)
+    sections = sections_of(("classes", "gallery"), predictions, split, config)
     page = render_report(
         run=open_run(run),
-        model_config=dataclasses.replace(config, class_names=names, image_size=32),
+        model_config=config,
         mixed_precision="no",
         parameters=1,
         summary=headline(predictions, names),
         sections=sections,
-        pictures={name: path for section in sections for name, path in section.write(folder).items()},
+        figures={name: path for section in sections.values() for name, path in section.write(folder).items()},
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
     return folder / "report.html"
@@ -433,11 +434,11 @@ def test_a_page_with_thousands_of_mistakes_stays_under_8_mb_and_says_what_is_lef
     total = int(page.evaluate("data.images.length"))
     assert page.evaluate("data.sheets.order.length") == total - left_out
     choice(page, "Sort").select_option("least confident first")
-    assert page.locator("#mistakes .tile").first.locator(".blank").inner_text() == "no room for the picture"
+    assert page.locator("#mistakes .tile").first.locator(".blank").inner_text() == "no room for the image"
     assert page.locator("#mistakes .tile").first.locator("li").count() >= 3
 
 
-def test_pictures_are_lossless_then_compressed_then_fewer_the_least_important_first():
+def test_images_are_lossless_then_compressed_then_fewer_the_least_important_first():
     split, predictions = guesses(noise(300), 10)
     atlas = Atlas()
     hover = atlas.place(tiles_of(split, predictions, range(100)), last=True)
@@ -463,7 +464,7 @@ def test_large_images_are_scaled_down(open_page, digits_run, tmp_path):
     assert canvas.evaluate(read) == [64, 64, 200, 100, 50, 255]
 
 
-def test_many_classes_show_the_picture_and_a_list_of_confusions(open_page, digits_run, tmp_path):
+def test_many_classes_show_the_figure_and_a_list_of_confusions(open_page, digits_run, tmp_path):
     split, predictions = guesses(noise(200), 40)
     names = tuple(f"class {index}" for index in range(40))
     page = open_page(written_page(digits_run, tmp_path, split, predictions, names))

@@ -9,7 +9,7 @@ import torch
 import analyze
 from data.sources import load_split
 from models.saved import load_model
-from utils.analysis.robustness import CORRUPTIONS, STRENGTHS, Corrupted, corrupt
+from utils.analysis.sections.robustness import CORRUPTIONS, STRENGTHS, Corrupted, corrupt
 from utils.config import AnalyzeConfig
 
 

@@ -15,6 +15,7 @@ import analyze
 from data.sources import load_split
 from models.saved import FORMAT_VERSION
 from tests.saved_runs import change, refusal
+from utils.analysis import setup
 from utils.analysis.inference import predict_test
 from utils.config import AnalyzeConfig
 from utils.config.parser import parse_config
@@ -40,7 +41,7 @@ def model_alone(digits_run, tmp_path) -> Path:
 
 
 def set_up(run: Path, **options):
-    return analyze.set_up(AnalyzeConfig(run=str(run), **options), create_accelerator())
+    return setup.set_up(AnalyzeConfig(run=str(run), **options), create_accelerator())
 
 
 def without(values: dict, names: set[str]) -> dict:

@@ -1,6 +1,7 @@
-"""Predictions of a split, on all processes; those of the test set are kept in predictions.npz for the next call."""
+"""Predictions of a split on all processes, cached for the next call; those of the test set go into predictions.npz."""
 
 import copy
+import io
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,19 @@ from data.preprocessing import to_input
 from data.splits import Split
 from models import classifier
 from models.saved import tensors_to_bytes
-from utils.analysis.kept import Arrays, Form, find_or_compute
+from utils.analysis.analysis import Analysis
+from utils.analysis.cache import Arrays, Form, cache_file, cached
 from utils.analysis.predictions import Predictions
-from utils.analysis.setup import Analysis
 from utils.evaluation.predict import predict
-from utils.system.errors import UserError
-from utils.system.files import digest
+from utils.system.errors import UserError, raise_on_all_ranks
+from utils.system.files import digest, replace_file
+from utils.system.reading import read_file
 
-FORMAT = 2  # of what is kept; what has another one is computed anew
+FORMAT = 3  # of what is cached; another one is computed again
 
 
 class LogitsAndFeatures(nn.Module):
-    """A classifier that gives (N, classes + F): its logits, and beside them what its classifier was given."""
+    """A model whose output, (N, classes + F), is its logits and the input of its classifier, the features."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -41,7 +43,10 @@ class LogitsAndFeatures(nn.Module):
 
 
 def predict_split(analysis: Analysis, split: Split, label: str) -> Predictions:
-    """Predicts on all processes, as training's evaluation does; every rank gets the same."""
+    """Predicts on all processes, as evaluation does in training; every rank gets all predictions.
+
+    Raises UserError if they are not finite.
+    """
     accelerator, config = analysis.accelerator, analysis.model_config
     channels_last = analysis.run.config.channels_last
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -62,7 +67,7 @@ def predict_split(analysis: Analysis, split: Split, label: str) -> Predictions:
         label,
     ).numpy()
     if not np.isfinite(outputs).all():
-        raise UserError(f"{analysis.run.model_folder}: what the model says of the images is not finite")
+        raise UserError(f"{analysis.run.model_folder}: the model's predictions are not finite")
     classes, largest = len(config.class_names), np.finfo(np.float16).max
     return Predictions(
         outputs[:, :classes], outputs[:, classes:].clip(-largest, largest).astype(np.float16), split.labels
@@ -70,31 +75,51 @@ def predict_split(analysis: Analysis, split: Split, label: str) -> Predictions:
 
 
 def predict_test(analysis: Analysis, *elsewhere: Path) -> Predictions:
-    """The test split's predictions, kept in predictions.npz.
+    """The cached predictions of the test split, written as predictions.npz too unless they are from `elsewhere`."""
+    predictions = predict_cached(analysis, analysis.test, "predictions", "predicting", *elsewhere)
+    with raise_on_all_ranks(analysis.accelerator):
+        if analysis.accelerator.is_main_process and cache_file(analysis.folder, "predictions").exists():
+            write_predictions(analysis.folder / "predictions.npz", predictions)
+    return predictions
 
-    Those of an earlier call are looked for in the folder of the results and `elsewhere`.
+
+def predict_cached(analysis: Analysis, split: Split, name: str, label: str, *elsewhere: Path) -> Predictions:
+    """As predict_split, or what an earlier call cached as `name` with the same model, images and precision.
+
+    Args:
+        elsewhere: folders of results whose caches are searched too.
     """
-    return predict_kept(analysis, analysis.test, "predictions", "predicting", *elsewhere)
-
-
-def predict_kept(analysis: Analysis, split: Split, name: str, label: str, *elsewhere: Path) -> Predictions:
-    """As predict_split, or what an earlier call kept as `name` with the same model, images and precision."""
 
     def compute() -> Arrays:
         found = predict_split(analysis, split, label)
-        indices = np.arange(len(split))
-        return {"logits": found.logits, "labels": found.labels, "indices": indices, "features": found.features}
+        return {"logits": found.logits, "features": found.features}
 
-    count, classes = len(split), len(analysis.model_config.class_names)
     forms = {
-        "logits": Form("f", (count, classes)),
-        "labels": Form("i", (count,), below=classes),
-        "indices": Form("i", (count,), below=count),
-        "features": Form("f", (count, _count_features(analysis))),
+        "logits": Form("f", (len(split), len(analysis.model_config.class_names))),
+        "features": Form("f", (len(split), _count_features(analysis))),
     }
     folders = (analysis.folder, *elsewhere)
-    kept = find_or_compute(analysis.accelerator, folders, name, fingerprint(analysis, split), forms, compute)
-    return Predictions(kept["logits"], kept["features"], split.labels)
+    found = cached(analysis.accelerator, folders, name, fingerprint(analysis, split), forms, compute)
+    return Predictions(found["logits"], found["features"], split.labels)
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Writes predictions.npz, for other programs: nothing here reads it back. A file with this content stays."""
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        logits=predictions.logits,
+        labels=predictions.labels,
+        indices=np.arange(len(predictions.labels)),
+        features=predictions.features,
+    )
+    content = buffer.getvalue()
+    try:
+        is_written = read_file(path, len(content)) == content
+    except UserError:
+        is_written = False
+    if not is_written:
+        replace_file(path, content)
 
 
 @torch.no_grad()
@@ -105,7 +130,7 @@ def _count_features(analysis: Analysis) -> int:
 
 
 def fingerprint(analysis: Analysis, *splits: Split) -> dict[str, Any]:
-    """What predictions of these splits are a function of."""
+    """What the predictions for these splits are a function of."""
     return {
         "format": FORMAT,
         "model_sha256": digest([analysis.model_config.to_bytes(), tensors_to_bytes(analysis.model.state_dict())]),

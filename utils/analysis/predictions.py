@@ -1,4 +1,4 @@
-"""What a model says of the images of a split."""
+"""The predictions of a model for a split."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -8,9 +8,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of every image of a split, in its order.
+    """For every image of a split, in its order.
 
-    `logits` float32 (images, classes); `features` float16 (images, F), what the classifier is given; with test-time
+    `logits` float32 (images, classes); `features` float16 (images, F), the input of the classifier; with test-time
     augmentation both are means over the views. `labels` int64 (images,).
     """
 
@@ -31,5 +31,5 @@ class Predictions:
         return self.logits.argmax(1)
 
     def at_temperature(self, temperature: float) -> "Predictions":
-        """As they are with all logits divided by a temperature above 0: the same classes, other probabilities."""
+        """With all logits divided by a temperature above 0: the same classes, other probabilities."""
         return replace(self, logits=self.logits / np.float32(temperature))

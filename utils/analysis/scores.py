@@ -1,17 +1,17 @@
-"""The numbers of an analysis: accuracy and its interval, per-class precision and recall, what is confused with what."""
+"""The numbers of an analysis: accuracy and its interval, per-class precision and recall, confusions, calibration."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from utils.analysis.calibration import reliability
 from utils.analysis.predictions import Predictions
 from utils.evaluation.scores import accuracy_interval, score
 
 
 def headline(predictions: Predictions, class_names: tuple[str, ...]) -> dict[str, Any]:
-    """What summary.json always holds, whichever sections are asked for."""
+    """What summary.json holds whichever sections are chosen."""
     scores = score(torch.from_numpy(predictions.logits), torch.from_numpy(predictions.labels))
     matrix = confusion_matrix(predictions.labels, predictions.classes, len(class_names))
     calibration = reliability(predictions.probabilities, predictions.labels)
@@ -32,7 +32,7 @@ def per_class_scores(
 ) -> dict[str, dict[str, Any]]:
     """Precision, recall (the accuracy on the class's own images), F1 and number of images (support) of each class.
 
-    What has no denominator, such as the precision of a class that is never predicted, is 0.
+    A ratio without a denominator, such as the precision of a class that is never predicted, is 0.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -60,3 +60,42 @@ def most_confused(matrix: np.ndarray, class_names: tuple[str, ...], limit: int =
         for true, predicted in pairs
         if mistakes[true, predicted]
     ]
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Predictions in equally wide bins of confidence.
+
+    `edges` (bins + 1,); per bin `counts`, mean `confidence` and `accuracy` (both 0 where a bin is empty).
+    """
+
+    edges: np.ndarray
+    counts: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+    @property
+    def expected_calibration_error(self) -> float:
+        """Mean gap between confidence and accuracy over all predictions (Guo et al. 2017, arXiv:1706.04599)."""
+        return float(self.counts @ np.abs(self.confidence - self.accuracy) / self.counts.sum())
+
+
+def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> Reliability:
+    """Bins the predicted classes' probabilities.
+
+    Args:
+        probabilities: (images, classes), rows sum to 1.
+        labels: (images,), the true classes.
+    """
+    confidences = probabilities.max(1)
+    correct = probabilities.argmax(1) == labels
+    edges = np.linspace(0, 1, bins + 1)
+    positions = np.digitize(confidences, edges[1:-1], right=True)
+    counts = np.bincount(positions, minlength=bins)
+    filled = counts.clip(min=1)
+    return Reliability(
+        edges,
+        counts,
+        np.bincount(positions, confidences, bins) / filled,
+        np.bincount(positions, correct, bins) / filled,
+    )

@@ -1,74 +1,26 @@
-"""What an analysis works with; whatever the user may have got wrong is found here, before the work."""
+"""Loads what an analysis works with; whatever the user may have got wrong is found here, before the work begins."""
 
 import dataclasses
-from collections.abc import Collection
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from data.loaders import EVALUATION_BATCH
-from data.splits import Split, stratified_split
 from models.saved import ModelConfig
-from utils.analysis.gradcam import Cams, choose_cams
-from utils.analysis.pictures import read_pictures
+from utils.analysis.analysis import Analysis
+from utils.analysis.cam.choose import Cams, choose_cams
+from utils.analysis.photos import read_photos
+from utils.analysis.sections import choose_sections, needs
 from utils.config import AnalyzeConfig
-from utils.config.analyze import SECTIONS
 from utils.runs.saved_run import SavedRun, open_run, some
 from utils.system.errors import UserError
 from utils.system.files import check_writable
 from utils.system.memory import check_memory, forward_memory
 
-SLOW_SECTIONS = ("neighbours", "embedding", "robustness")
-QUICK_SECTIONS = tuple(name for name in SECTIONS if name not in SLOW_SECTIONS)
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """Everything that an analysis works with.
-
-    Attributes:
-        model: computes in float32, is neither compiled nor wrapped, in eval mode and on the device.
-        train: the training images with those that training held out, where a section needs them.
-        other: the run that this one is compared with, with the same test images; it has no CAMs, no sections and no
-            other of its own.
-        test: the test images, or the pictures that are to be predicted instead; these have no labels.
-        sections: the names of those that are asked for, in the order of the page.
-        folder: where the results go.
-    """
-
-    config: AnalyzeConfig
-    accelerator: Accelerator
-    run: SavedRun
-    model: nn.Module
-    model_config: ModelConfig
-    cams: Cams
-    test: Split
-    train: Split | None
-    other: "Analysis | None"
-    sections: tuple[str, ...]
-    folder: Path
-
-    @cached_property
-    def held_out(self) -> np.ndarray:
-        """Positions in `train` of the images that training did not see but kept for validation."""
-        if not self.run.validation_fraction:
-            return np.empty(0, np.int64)
-        return stratified_split(self.train.labels, self.run.validation_fraction, self.run.config.seed)[1]
-
-    @cached_property
-    def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the model's inputs, per channel, on the device."""
-        device = self.accelerator.device
-        return torch.tensor(self.model_config.mean, device=device), torch.tensor(self.model_config.std, device=device)
-
 
 def set_up(config: AnalyzeConfig, accelerator: Accelerator) -> Analysis:
-    """The model and its test images, and those of the run that it is compared with. Raises UserError."""
+    """The run, its model and the images that the sections need, and the run to compare with. Raises UserError."""
     run, model, model_config = open_model(config, Path(config.run), "run")
     check_memory(forward_memory(model_config.without_weights(), model_config.input_size, gradients=True), str(run.path))
     cams = choose_cams(
@@ -83,11 +35,14 @@ def set_up(config: AnalyzeConfig, accelerator: Accelerator) -> Analysis:
     if accelerator.is_main_process:
         check_writable(folder)
     if config.predict:
-        test = read_pictures(config.predict, model_config.image_size, folder)
+        test = read_photos(config.predict, model_config.image_size, folder)
     else:
         test = run.split("test", model_config)
     _check_forward(model_config, min(len(test), EVALUATION_BATCH), accelerator)
     sections = choose_sections(config)
+    needed = needs(sections)
+    holds_out = run.validation_fraction > 0
+    reads_train = "training images" in needed or (holds_out and "validation images" in needed)
     analysis = Analysis(
         config,
         accelerator,
@@ -96,20 +51,20 @@ def set_up(config: AnalyzeConfig, accelerator: Accelerator) -> Analysis:
         model_config,
         cams,
         test,
-        run.split("train", model_config) if needs_training_images(sections, run) else None,
+        run.split("train", model_config) if reads_train else None,
         None,
         sections,
         folder,
     )
-    if config.compare and not config.predict:
-        analysis = dataclasses.replace(analysis, other=_set_up_other(analysis))
+    if "another run" in needed:
+        analysis = dataclasses.replace(analysis, other=_set_up_other(analysis, Path(config.compare or "")))
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
     return analysis
 
 
 def open_model(config: AnalyzeConfig, path: Path, option: str) -> tuple[SavedRun, nn.Module, ModelConfig]:
-    """A run and its model; the next one where training goes on and deletes the checkpoint that was found.
+    """A run and its model, of a newer checkpoint if a training in progress deletes the one that was found.
 
     Raises UserError.
 
@@ -128,7 +83,7 @@ def open_model(config: AnalyzeConfig, path: Path, option: str) -> tuple[SavedRun
 
 
 def _check_forward(config: ModelConfig, images: int, accelerator: Accelerator) -> None:
-    """Raises UserError where so many images at a time need more memory than is free."""
+    """Raises UserError if so many images at a time need more memory than is free."""
     maps = forward_memory(config.without_weights(), config.input_size, images)
     if accelerator.mixed_precision != "no":
         maps //= 2
@@ -136,12 +91,11 @@ def _check_forward(config: ModelConfig, images: int, accelerator: Accelerator) -
     check_memory(maps + pixels, f"a batch of {images} images of {config.image_size} pixels", accelerator.device)
 
 
-def _set_up_other(analysis: Analysis) -> Analysis:
-    """The run to compare with. Raises UserError where it was not tested on the same images and classes."""
+def _set_up_other(analysis: Analysis, path: Path) -> Analysis:
+    """The run to compare with. Raises UserError unless it has the same test images and classes."""
     config, mine = analysis.config, analysis.run
-    path = Path(config.compare)
     run, model, model_config = open_model(config, path, "compare")
-    if run.dataset is None:  # a model without its run is asked about the images of this one
+    if run.dataset is None:  # a model without its run is tested on the images of this one
         run = dataclasses.replace(run, dataset=mine.dataset, data_dir=mine.data_dir)
     ours = analysis.model_config
     if model_config.class_names != ours.class_names:
@@ -159,8 +113,8 @@ def _set_up_other(analysis: Analysis) -> Analysis:
         test = run.split("test", model_config)
         if test.digest() != analysis.test.digest():
             raise UserError(
-                f"compare: {path} is not allowed; it was tested on other images than {mine.path}; name images for both "
-                "with --dataset and --data_dir"
+                f"compare: {path} is not allowed; it has other images in its test set than {mine.path}; name "
+                "images for both with --dataset and --data_dir"
             )
     return dataclasses.replace(
         analysis,
@@ -172,21 +126,3 @@ def _set_up_other(analysis: Analysis) -> Analysis:
         sections=(),
         folder=analysis.folder / "compared",
     )
-
-
-def choose_sections(config: AnalyzeConfig) -> tuple[str, ...]:
-    """Those of `only`, else the quick ones, with `full` the slow ones too; `compare` where a run is named for it.
-
-    None where pictures are predicted instead.
-    """
-    if config.predict:
-        return ()
-    *first, last = QUICK_SECTIONS  # the layers of the model come last
-    asked = config.only or QUICK_SECTIONS + (SLOW_SECTIONS if config.full else ())
-    compared = ("compare",) if config.compare else ()
-    return tuple(name for name in (*first, *SLOW_SECTIONS, *compared, last) if name in (*asked, *compared))
-
-
-def needs_training_images(sections: Collection[str], run: SavedRun) -> bool:
-    """Whether a section looks at training images, or at those that training held out."""
-    return "neighbours" in sections or ("calibration" in sections and run.validation_fraction > 0)

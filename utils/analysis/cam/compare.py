@@ -12,7 +12,7 @@ from tqdm import tqdm
 from utils.analysis.cam.maps import Cam, class_maps
 from utils.analysis.cam.overlay import draw_map, overlay
 from utils.analysis.cam.road import road_scores
-from utils.analysis.misclassified import Mistake
+from utils.analysis.mistakes import Mistake
 from utils.analysis.section import Row
 from utils.plots.figures import class_label, hide_axes, new_figure
 
@@ -48,7 +48,7 @@ class Compared:
 def compare(
     model: nn.Module, cams: Sequence[Cam], first_maps: np.ndarray, inputs: Tensor, classes: Sequence[int]
 ) -> list[Compared]:
-    """Every CAM with its ROAD scores; nothing where there is no image, or only one CAM and scoring it takes long."""
+    """Every CAM with its ROAD scores; nothing without images, or for a single CAM of images that are slow to score."""
     if not classes or (len(cams) == 1 and max(inputs.shape[2:]) > ROAD_SIDE):
         return []
     compared: list[Compared] = []
@@ -65,8 +65,8 @@ def grid_figure(
     shown = list(zip(mistakes, images, strict=True))[:GRID_IMAGES]
     figure = new_figure(1.6 * len(shown) + 1.9, 1.65 * len(compared) + 2.7)
     figure.suptitle(
-        "What speaks for the predicted class, by method and layer\n"
-        f"ROAD: mean over {len(compared[0].road)} mistakes, and its standard error; higher is more faithful, "
+        "Evidence for the predicted class, by method and layer\n"
+        f"ROAD: mean and standard error over {len(compared[0].road)} mistakes; higher is more faithful, "
         "0 is chance",
         fontsize=10,
     )

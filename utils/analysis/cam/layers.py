@@ -1,4 +1,4 @@
-"""Where in a model a class activation map can be taken from."""
+"""The layers of a model that a class activation map can be computed at."""
 
 import math
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ Form = Literal["channels first", "channels last", "tokens"]
 
 @dataclass(frozen=True)
 class CamLayer:
-    """What is looked at: a module, and the channels, height and width of its activation.
+    """A module, and the channels, height and width of its activation.
 
     Attributes:
-        module: None for methods that look at all layers at once; the size is then that of the input.
+        module: None for methods that use all layers at once; the size is then that of the input.
         form: of the activation: (N, C, H, W), (N, H, W, C), or a transformer's (N, tokens, C), row by row.
         prefix: how many tokens, such as the class token, stand before those of the image.
         visible: whether the logits depend on it place by place. What a transformer's last block makes of the image's
@@ -52,7 +52,7 @@ class CamLayer:
 def choose_layer(model: nn.Module, image_size: int, name: str | None = None) -> CamLayer:
     """The module of that name, or the deepest one whose feature map is at least 5x5 pixels.
 
-    Sizes are read off the activations of a forward pass. By default the inside of a block is passed over (_is_stage).
+    Sizes are read off the activations of a forward pass. By default the inside of a block is skipped (_is_stage).
     Raises UserError for an unknown layer and for one whose feature map is too small.
     """
     layers = feature_maps(model, image_size)
@@ -66,7 +66,7 @@ def choose_layer(model: nn.Module, image_size: int, name: str | None = None) -> 
         raise UserError(f"cam_layer: {name!r} is not allowed; {suggestion(name, candidates)}")
     elif _is_coarse(layers[name]):
         raise UserError(
-            f"cam_layer: {name} is not allowed; its feature map is {layers[name].pixels} pixels, and under "
+            f"cam_layer: {name} is not allowed; its feature map is {layers[name].pixels} pixels, and below "
             f"{SMALLEST_MAP}x{SMALLEST_MAP} a map cannot say where; choose from {', '.join(candidates)}"
         )
     elif not layers[name].visible:
@@ -78,7 +78,7 @@ def choose_layer(model: nn.Module, image_size: int, name: str | None = None) -> 
 
 
 def refused_layers(model: nn.Module, image_size: int) -> dict[str, Size]:
-    """The layers that would be offered if their feature maps were not too coarse, with their height and width."""
+    """The layers that are left out only because their feature maps are too coarse, with their height and width."""
     layers = feature_maps(model, image_size)
     return {name: layer.size for name, layer in layers.items() if _is_coarse(layer) and _is_stage(model, name, layers)}
 
@@ -87,7 +87,7 @@ def refused_layers(model: nn.Module, image_size: int) -> dict[str, Size]:
 def feature_maps(model: nn.Module, image_size: int) -> dict[str, CamLayer]:
     """Every module that gives a feature map or tokens for images of that side, by name, in the order they are computed.
 
-    What is not square, as the images are, and a single pixel are no feature maps.
+    An output that is not square, or a single pixel, is no feature map.
     """
     found: dict[str, CamLayer] = {}
     outputs: dict[str, Tensor] = {}
@@ -101,7 +101,7 @@ def feature_maps(model: nn.Module, image_size: int) -> dict[str, CamLayer]:
                 return None
             found.pop(name, None)
             found[name], outputs[name] = layer, output
-            return output.clone()  # the next module may write into what it is given
+            return output.clone()  # the next module may write into its input
 
         return hook
 
@@ -124,7 +124,7 @@ def feature_maps(model: nn.Module, image_size: int) -> dict[str, CamLayer]:
 
 
 def _layer(model: nn.Module, name: str, module: nn.Module, output: Tensor) -> CamLayer | None:
-    """What the output for one image is as a layer; None where it is no square map of more than one pixel."""
+    """The output for one image as a layer; None unless it is a square map of more than one pixel."""
     if output.ndim == 4 and len(output) == 1:
         _, first, middle, last = output.shape
         sides: dict[Form, tuple[int, int]] = {"channels first": (middle, last), "channels last": (first, middle)}

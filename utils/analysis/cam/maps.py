@@ -1,4 +1,4 @@
-"""Class activation maps of many images (Selvaraju et al. 2017, arXiv:1610.02391, and those who came after)."""
+"""Class activation maps of many images (Selvaraju et al. 2017, arXiv:1610.02391, and later methods)."""
 
 import contextlib
 import time
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.analysis.cam.layers import CamLayer
-from utils.analysis.cam.methods import AUG_SMOOTH_COST, CLASSLESS, forward_passes, opened, targets
+from utils.analysis.cam.methods import AUG_SMOOTH_COST, CLASSLESS, forward_passes, opened, targets, without_bars
+from utils.system.duration import duration
 
 BATCH_PIXELS = 50 * 32 * 32  # of a batch, whose activations and gradients are held at once
 TIMED_BATCH = 16  # images
@@ -23,8 +24,8 @@ class Cam:
 
     Attributes:
         name: of the method.
-        aug_smooth: the mean over mirrored and brighter or darker images is taken.
-        eigen_smooth: the first principal component of the weighted activations is taken, and not their sum.
+        aug_smooth: maps are means over mirrored, brighter and darker images.
+        eigen_smooth: maps are the first principal component of the weighted activations instead of their sum.
     """
 
     name: str
@@ -38,16 +39,16 @@ class Cam:
 
     @property
     def knows_classes(self) -> bool:
-        """Whether it shows what speaks for a class, or what stands out whichever class is asked about."""
+        """Whether it shows evidence for a class, or salient regions that are the same for every class."""
         return self.name not in CLASSLESS
 
 
 @torch.enable_grad()
 def class_maps(model: nn.Module, cam: Cam, inputs: Tensor, classes: Sequence[int]) -> np.ndarray:
-    """Maps, float32 (N, H, W) at the size of the inputs, of what speaks for one class in each image.
+    """Maps, float32 (N, H, W) at the size of the inputs, of the evidence for one class in each image.
 
     Each map is scaled to 0..1 by itself, so that maps show where and not how much; a map that is zero everywhere found
-    no positive evidence. The same call gives the same maps. A slow method says what it will cost and shows progress.
+    no positive evidence. The same call gives the same maps. A slow method prints what it will cost and shows progress.
 
     Args:
         model: float32, in eval mode, not compiled.
@@ -67,14 +68,15 @@ def class_maps(model: nn.Module, cam: Cam, inputs: Tensor, classes: Sequence[int
         for start in bar:
             part = slice(start, start + step)
             goals = targets(cam.method, model, inputs[part], classes[part])
-            maps.append(compute(input_tensor=inputs[part], targets=goals, **smoothing))
+            with without_bars() if slow else contextlib.nullcontext():
+                maps.append(compute(input_tensor=inputs[part], targets=goals, **smoothing))
     model.zero_grad(set_to_none=True)
     return np.concatenate(maps)
 
 
 @torch.no_grad()
 def _announce(model: nn.Module, cam: Cam, inputs: Tensor, passes: int) -> None:
-    """Prints what the maps of these inputs will cost, by the time of one small batch."""
+    """Prints what the maps of these inputs will cost, estimated from one small batch."""
     batch = inputs[:1].repeat(TIMED_BATCH, 1, 1, 1)
     model(batch)
     start = time.perf_counter()
@@ -82,18 +84,12 @@ def _announce(model: nn.Module, cam: Cam, inputs: Tensor, passes: int) -> None:
     if cam.aug_smooth:
         passes *= AUG_SMOOTH_COST
     seconds = (time.perf_counter() - start) / TIMED_BATCH * passes * len(inputs)
-    tqdm.write(f"{cam}: {passes} forward passes per map, about {_duration(seconds)} for {len(inputs)} maps")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{max(1, seconds):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
+    tqdm.write(f"{cam}: {passes} forward passes per map, about {duration(seconds)} for {len(inputs)} maps")
 
 
 @contextlib.contextmanager
 def _seeded() -> Iterator[None]:
-    """NumPy's global generator, from which RandomCAM and KPCA_CAM draw, from the same state each time."""
+    """Seeds NumPy's global generator, from which RandomCAM and KPCA_CAM draw, and restores it in the end."""
     state = np.random.get_state()  # noqa: NPY002
     np.random.seed(0)  # noqa: NPY002
     try:

@@ -1,25 +1,38 @@
-"""The methods of the grad-cam library, and what each of them needs to say what its authors meant."""
+"""The methods of the grad-cam library, and what each of them needs to give the maps that its authors meant."""
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from types import SimpleNamespace
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytorch_grad_cam
 import torch
-from pytorch_grad_cam import SESS, AblationCAM, AblationLayer, FinerCAM, FullGrad, ScoreCAM, ShapleyCAM, base_cam
+from pytorch_grad_cam import (
+    KPCA_CAM,
+    SESS,
+    AblationCAM,
+    AblationLayer,
+    EigenCAM,
+    EigenGradCAM,
+    FinerCAM,
+    FullGrad,
+    GradCAM,
+    ScoreCAM,
+    ShapleyCAM,
+)
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputReST, ClassifierOutputTarget, FinerWeightedTarget
+from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from utils.analysis.cam.layers import CamLayer
 from utils.system.errors import UserError, suggestion
 
-# The library's methods that cannot be used here, and why.
+# Methods of the library that cannot be used here, and why.
 REFUSED = {"RefineCAM": "it multiplies the maps of several layers, and here each map is of one layer"}
-CLASSLESS = {"EigenCAM", "FEM", "KPCA_CAM"}  # show what stands out in the activation, whichever class is asked about
+CLASSLESS = {"EigenCAM", "FEM", "KPCA_CAM"}  # show what is salient in the activation, the same for every class
 AUG_SMOOTH_COST = 6  # maps of three brightnesses, each mirrored too
 FINER_COMPARED = 3  # classes that FinerCAM tells the explained one from, as in the library
 
@@ -34,7 +47,7 @@ def cam_methods() -> dict[str, type]:
 
 
 def choose_method(name: str, aug_smooth: bool = False, eigen_smooth: bool = False) -> type:
-    """The class of that name; raises UserError where it is not there or not to be used so."""
+    """The class of that name. Raises UserError if it is unknown or cannot be used with these settings."""
     methods = cam_methods()
     if name in REFUSED:
         raise UserError(f"cam_method: {name} is not allowed; {REFUSED[name]}; choose from {', '.join(methods)}")
@@ -53,7 +66,7 @@ def takes_aug_smooth(method: type) -> bool:
 
 
 def layers_of(method: type, layers: Sequence[CamLayer], image_size: int) -> Sequence[CamLayer]:
-    """Those of the layers that a method looks at one by one; FullGrad adds up the gradients of all biases at once."""
+    """The layers that a method explains one by one; FullGrad adds up the gradients of all biases at once."""
     return [CamLayer("all layers", None, 3, (image_size, image_size))] if method is FullGrad else layers
 
 
@@ -61,16 +74,19 @@ def layers_of(method: type, layers: Sequence[CamLayer], image_size: int) -> Sequ
 def opened(method: type, model: nn.Module, layer: CamLayer) -> Iterator[Any]:
     """An instance of the method, whose hooks are released in the end.
 
-    The library's own `with` would swallow an IndexError, and with it the maps that are missing then. Attention is
-    computed in its plain form, which alone has the second derivatives that ShapleyCAM needs.
+    The library's own `with` would swallow an IndexError, and the maps would be missing. Attention is computed in its
+    plain form, the only one with the second derivatives that ShapleyCAM needs.
     """
     modules = [] if layer.module is None else [layer.module]
-    arguments = {"reshape_transform": layer.as_map} if modules else {}
+    arguments: dict[str, Any] = {"reshape_transform": layer.as_map} if modules else {}
     if method is AblationCAM:
         arguments["ablation_layer"] = _ZeroedChannels(layer.form)
-    patches = {"tqdm": _no_bars, "get_2d_projection": _upright, "get_2d_projection_kernel": _upright}
-    with _replaced(patches), sdpa_kernel(SDPBackend.MATH):
-        cam = ADAPTED.get(method, method)(model, modules, **arguments)
+    if method in (FinerCAM, SESS):
+        arguments["base_method"] = upright(GradCAM)
+    else:
+        method = upright(ADAPTED.get(method, method))
+    with sdpa_kernel(SDPBackend.MATH):
+        cam = method(model, modules, **arguments)
         handles = [module.register_forward_hook(_passed_on_as_a_copy) for module in modules]
         try:
             yield cam
@@ -81,7 +97,7 @@ def opened(method: type, model: nn.Module, layer: CamLayer) -> Iterator[Any]:
 
 
 def targets(method: type, model: nn.Module, inputs: Tensor, classes: Sequence[int]) -> list[Any]:
-    """What is explained in each image (N, 3, H, W): a number made of its logits, for most methods that of the class.
+    """What is explained in each image (N, 3, H, W): a function of its logits, for most methods the logit of the class.
 
     - FinerCAM: by how much its logit exceeds those of the classes with the most similar ones (Zhang et al. 2025,
       arXiv:2501.11309). Given a plain logit it would be GradCAM.
@@ -105,7 +121,7 @@ def targets(method: type, model: nn.Module, inputs: Tensor, classes: Sequence[in
 
 
 def forward_passes(cam: Any, layer: CamLayer, inputs: Tensor) -> int:
-    """How many forward passes of one image a map costs; 1 for all that are quick. A backward pass counts as two.
+    """How many forward passes of one image a map costs; 1 for all quick methods. A backward pass counts as two.
 
     ScoreCAM and AblationCAM try every channel; SESS scores and explains crops of the enlarged image.
     """
@@ -117,40 +133,50 @@ def forward_passes(cam: Any, layer: CamLayer, inputs: Tensor) -> int:
 
 
 @contextlib.contextmanager
-def _replaced(makers: dict[str, Callable[[Any], Any]]) -> Iterator[None]:
-    """In all modules of the library, what has one of these names is replaced by what its maker makes of it."""
-    modules = [module for module in vars(pytorch_grad_cam).values() if inspect.ismodule(module)]
-    originals = [(module, name, vars(module)[name]) for module in modules for name in makers if name in vars(module)]
-    for module, name, original in originals:
-        setattr(module, name, makers[name](original))
-    try:
+def without_bars() -> Iterator[None]:
+    """Silences stderr: ScoreCAM and AblationCAM draw a progress bar for every image, with no option against it."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         yield
-    finally:
-        for module, name, original in originals:
-            setattr(module, name, original)
 
 
-def _no_bars(tqdm: Any) -> Any:
-    """Instead of the module tqdm, with which the library draws a progress bar for each single image."""
-    return SimpleNamespace(tqdm=iter)
+def upright(method: type) -> type:
+    """The method with principal components that have the sign of the sum over channels.
 
-
-def _upright(project: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    """The first principal component of weighted activations (N, C, h, w), with the sign of their sum.
-
-    By itself its sign is arbitrary, and the maps of some images would be turned around.
+    By itself the sign of a component is arbitrary, and the maps of some images would be inverted.
     """
+    return type(method.__name__, (_Upright, method), {})
 
-    def projected(activations: np.ndarray, *settings: Any) -> np.ndarray:
-        maps, sums = project(activations, *settings), activations.sum(axis=1)
+
+class _Upright:
+    """Mixed into a method; activations and gradients are (N, C, h, w), maps and sums (N, h, w)."""
+
+    weights: np.ndarray | None
+
+    def get_cam_weights(self, *inputs: Any) -> np.ndarray:
+        if self.weights is None:  # asked for twice, and costly or random
+            self.weights = super().get_cam_weights(*inputs)  # type: ignore[misc]
+        return self.weights
+
+    def get_cam_image(
+        self, input_tensor, target_layer, targets, activations, grads, eigen_smooth: bool = False
+    ) -> np.ndarray:
+        self.weights = None
+        image = super().get_cam_image  # type: ignore[misc]
+        maps = image(input_tensor, target_layer, targets, activations, grads, eigen_smooth)
+        if isinstance(self, (EigenCAM, KPCA_CAM)):
+            sums = activations.sum(axis=1)
+        elif isinstance(self, EigenGradCAM):
+            sums = (grads * activations).sum(axis=1)
+        elif eigen_smooth:
+            sums = image(input_tensor, target_layer, targets, activations, grads, False)
+        else:
+            return maps
         sums = sums - sums.mean(axis=(1, 2), keepdims=True)
         return np.where((maps * sums).sum(axis=(1, 2), keepdims=True) < 0, -maps, maps)
 
-    return projected
-
 
 class _RaisedLogit:
-    """A logit, raised by as much as makes it 1 in the image itself."""
+    """A logit, shifted so that it is 1 for the image itself."""
 
     def __init__(self, index: int, logit: float):
         self.index, self.raised_by = index, 1 - logit
@@ -160,7 +186,7 @@ class _RaisedLogit:
 
 
 def _passed_on_as_a_copy(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-    """A forward hook behind the library's, whose activation the next module would otherwise overwrite."""
+    """A forward hook after the library's, whose activation the next module would otherwise overwrite."""
     return output.clone()
 
 
@@ -185,7 +211,7 @@ class _ZeroedChannels(AblationLayer):
 
 
 class _AnyFormShapleyCAM(ShapleyCAM):
-    """ShapleyCAM where an activation is no feature map: the library weights the channels of one all the same."""
+    """ShapleyCAM for activations of any form: the library assumes feature maps when it weights the channels."""
 
     def get_cam_image(
         self, input_tensor, target_layer, targets, activations, grads, eigen_smooth: bool = False
@@ -194,7 +220,7 @@ class _AnyFormShapleyCAM(ShapleyCAM):
         weighted = weights[:, :, None, None] * self.reshape_transform(activations).detach().cpu().numpy()
         held = self.activations_and_grads
         held.activations, held.gradients = [], []  # it would detach them in place, which views of others refuse
-        return base_cam.get_2d_projection(weighted) if eigen_smooth else weighted.sum(axis=1)
+        return get_2d_projection(weighted) if eigen_smooth else weighted.sum(axis=1)
 
 
 ADAPTED = {ShapleyCAM: _AnyFormShapleyCAM}

@@ -5,7 +5,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 
-ENLARGED_SIDE = 160  # pixels that a picture has at least
+ENLARGED_SIDE = 160  # pixels, at least
 MOST_OPAQUE = 0.75  # of the colour over the image
 
 
@@ -24,15 +24,15 @@ def overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray | None:
 
 
 def enlarge(image: np.ndarray) -> np.ndarray:
-    """The same pixels, each repeated until the picture is at least ENLARGED_SIDE wide: sharp in print."""
+    """The same pixels, each repeated until the image is at least ENLARGED_SIDE wide: sharp in print."""
     factor = -(-ENLARGED_SIDE // image.shape[0])
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def draw_map(axes: Axes, picture: np.ndarray | None) -> None:
-    """What overlay gives, or words where it gives nothing."""
-    if picture is None:
+def draw_map(axes: Axes, overlaid: np.ndarray | None) -> None:
+    """The result of `overlay`, or words if it is None."""
+    if overlaid is None:
         axes.imshow([[[0.85] * 3]])
         axes.text(0, 0, "no positive\nevidence", ha="center", va="center", fontsize=8)
     else:
-        axes.imshow(picture, interpolation="nearest")
+        axes.imshow(overlaid, interpolation="nearest")

@@ -9,16 +9,16 @@ from pytorch_grad_cam.metrics.road import ROADLeastRelevantFirst, ROADMostReleva
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
 from torch import Tensor, nn
 
-PERCENTILES = (20, 40, 60, 80)  # percent of the pixels that stay
+PERCENTILES = (20, 40, 60, 80)  # percent of the pixels that remain
 
 
 def road_scores(model: nn.Module, inputs: Tensor, maps: np.ndarray, classes: Sequence[int]) -> np.ndarray:
     """How faithful each map is, float64 (N,), between -0.5 and 0.5.
 
-    The pixels that a map calls important are removed, a share at a time, and blended into what is around them; then
-    those that it calls unimportant. The score is half the difference that this makes to the probability of the class,
-    mean over the shares: 0 for a map that knows no better than chance. A map without positive evidence ranks no pixel
-    above another and scores 0.
+    The pixels that a map marks as most important are removed, a share at a time, and imputed from their neighbours;
+    then those that it marks as least important. The score is half the difference of the probabilities of the class,
+    mean over the shares: 0 for a map that is no better than chance. A map without positive evidence ranks all pixels
+    alike and scores 0.
 
     Args:
         model: float32, in eval mode.

@@ -29,7 +29,7 @@ function describe(position) {
   return { position, split, index, trueClass, trueProbability, top, predicted: top?.[0][0], confidence: top?.[0][1] };
 }
 
-async function paintPicture(canvas, position) {
+async function paintImage(canvas, position) {
   const { side, cell: step, columns } = data.sheets;
   const cell = cellOf.get(position);
   canvas.width = canvas.height = side;
@@ -38,10 +38,10 @@ async function paintPicture(canvas, position) {
   canvas.getContext("2d").drawImage(sheet, step * column, step * row, side, side, 0, 0, side, side);
 }
 
-function picture(position, label) {
-  if (!cellOf.has(position)) return element("div", { class: "blank" }, "no room for the picture");
+function painted(position, label) {
+  if (!cellOf.has(position)) return element("div", { class: "blank" }, "no room for the image");
   const canvas = element("canvas", { role: "img", "aria-label": label });
-  paintPicture(canvas, position);
+  paintImage(canvas, position);
   return canvas;
 }
 
@@ -50,23 +50,23 @@ function bar(label, probability, kind) {
   return element("li", {}, element("span", {}, classNames[label]), element("span", {}, percent(probability)), share);
 }
 
-// The picture of an image with what it shows, what the model takes it for, and the classes that it finds most probable.
+// An image with its true class, the predicted class, and the most probable classes.
 function imageCard(position, caption = "") {
   const { split, index, trueClass, trueProbability, top, predicted } = describe(position);
   const name = `${split === "test" ? "Test" : "Training"} image ${index}`;
   const words = element("figcaption", {}, element("span", { class: "soft" }, name));
-  const card = element("figure", { class: "tile" }, picture(position, name), words);
+  const card = element("figure", { class: "tile" }, painted(position, name), words);
   const fact = (term, label) => element("span", { class: "fact" }, element("span", {}, `${term} `), classNames[label]);
   if (caption) words.append(element("span", { class: "caption" }, caption));
   if (!top) {
     words.append(fact("class", trueClass));
     return card;
   }
-  if (predicted === trueClass) words.append(fact("right", trueClass));
+  if (predicted === trueClass) words.append(fact("correct", trueClass));
   else words.append(fact("true", trueClass), fact("predicted", predicted));
-  const kind = (label) => (label === trueClass ? "right" : label === predicted ? "wrong" : "");
+  const kind = (label) => (label === trueClass ? "correct" : label === predicted ? "wrong" : "");
   const bars = top.map(([label, probability]) => bar(label, probability, kind(label)));
-  if (!top.some(([label]) => label === trueClass)) bars.push(bar(trueClass, trueProbability, "right"));
+  if (!top.some(([label]) => label === trueClass)) bars.push(bar(trueClass, trueProbability, "correct"));
   words.append(element("ol", { "aria-label": "probabilities" }, ...bars));
   return card;
 }
@@ -164,9 +164,9 @@ function confusions() {
     const entries = galleries.get("cell").all.filter(
       (entry) => entry.trueClass === trueClass && entry.predicted === predicted,
     );
-    const right = trueClass === predicted;
-    const least = right && entries.length === Number(behind.dataset.rightPerClass) ? ", the least confident" : "";
-    const words = right ? `classified right${least}` : `taken for ${classNames[predicted]}`;
+    const correct = trueClass === predicted;
+    const least = correct && entries.length === Number(behind.dataset.correctPerClass) ? ", the least confident" : "";
+    const words = correct ? `classified correctly${least}` : `predicted as ${classNames[predicted]}`;
     heading.textContent = `${classNames[trueClass]} ${words}`;
     galleries.get("cell").show(entries);
     for (const button of buttons) {

@@ -1,36 +1,53 @@
-"""Which training images look most like a mistake to the model? They show what it took the image for."""
+"""Which training images are most similar to a mistake for the model? They hint at why it is wrong."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from data.splits import Split
-from utils.analysis.atlas import Tile, tiles_of
-from utils.analysis.misclassified import Mistake, find_mistakes
+from utils.analysis.analysis import Analysis
+from utils.analysis.cache import Arrays, Form, cached
+from utils.analysis.inference import fingerprint, predict_split
+from utils.analysis.mistakes import Mistake, find_mistakes
 from utils.analysis.predictions import Predictions
+from utils.analysis.report.atlas import Tile, tiles_of
 from utils.analysis.section import Section
 from utils.plots.figures import hide_axes, message_figure, new_figure, shown_name
+
+LABEL = "Neighbours"
+COST = "slow"
+NEEDS = ("training images",)
 
 PER_IMAGE = 5
 MOST_ROWS = 10  # in neighbours.png
 
 
-@dataclass(frozen=True)
-class Neighbours:
-    """The training images nearest to each of n test images, the nearest first.
+def find(analysis: Analysis, predictions: Predictions) -> Arrays:
+    """The training images nearest to each of n mistakes, the nearest first; costs a forward pass over all of them.
 
-    `positions` int64 (n, k) in the training split; `similarities` float32 (n, k), cosines of the angles between the
-    features of both, 1 for the same direction.
+    Returns, on the main process: `positions` int64 (n, k) in the training split; `similarities` float32 (n, k), cosines
+    of the angles between the features of both, 1 for the same direction.
     """
+    mistakes = [mistake.index for mistake in find_mistakes(predictions.probabilities, predictions.labels)]
+    seen = np.setdiff1d(np.arange(len(analysis.train)), analysis.held_out)
+    split = analysis.train.subset(seen)
 
-    positions: np.ndarray
-    similarities: np.ndarray
+    def compute() -> Arrays:
+        features = predict_split(analysis, split, "training images").features
+        if not analysis.accelerator.is_main_process:
+            return {}
+        positions, similarities = nearest(predictions.features[mistakes], features)
+        return {"positions": seen[positions], "similarities": similarities}
+
+    depends_on = fingerprint(analysis, analysis.test, split) | {"per_image": PER_IMAGE}
+    shape = len(mistakes), min(PER_IMAGE, len(split))
+    forms = {"positions": Form("i", shape, below=len(analysis.train)), "similarities": Form("f", shape)}
+    return cached(analysis.accelerator, [analysis.folder], "neighbours", depends_on, forms, compute)
 
 
 def nearest(features: np.ndarray, training_features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each row of `features` (n, F) those of `training_features` at the least angles: positions, cosines (n, k)."""
+    """Positions and cosines (n, k) of the `training_features` at the smallest angles to each of `features` (n, F)."""
     from sklearn.neighbors import NearestNeighbors
 
     count = min(PER_IMAGE, len(training_features))
@@ -42,21 +59,13 @@ def nearest(features: np.ndarray, training_features: np.ndarray) -> tuple[np.nda
     return positions, (1 - distances).astype(np.float32)
 
 
-def section(
-    predictions: Predictions,
-    neighbours: Neighbours,
-    test: Split,
-    train: Split,
-    class_names: Sequence[str],
-    shown: int,
-) -> Section:
-    """All mistakes with their neighbours as a table, the `shown` most confident ones as pictures.
-
-    `neighbours` are those of all mistakes in the order of find_mistakes, with places in `train`.
-    """
+def section(analysis: Analysis, predictions: Predictions, found: Arrays) -> Section:
+    """All mistakes with their neighbours as a table, the `images` most confident ones as images."""
+    test, train, class_names = analysis.test, analysis.train, analysis.model_config.class_names
     mistakes = find_mistakes(predictions.probabilities, predictions.labels)
-    labels = train.labels[neighbours.positions]
-    found = list(zip(mistakes, neighbours.positions, labels, neighbours.similarities, strict=True))
+    positions, similarities = found["positions"], found["similarities"]
+    labels = train.labels[positions]
+    neighbours = list(zip(mistakes, positions, labels, similarities, strict=True))
     rows = [
         {
             "index": mistake.index,
@@ -67,11 +76,10 @@ def section(
             "training_label": class_names[label],
             "similarity": round(float(similarity), 4),
         }
-        for mistake, *near in found
+        for mistake, *near in neighbours
         for rank, (position, label, similarity) in enumerate(zip(*near, strict=True), 1)
     ]
     return Section(
-        "neighbours",
         summary={
             "neighbours": {
                 "per_image": labels.shape[1],
@@ -88,29 +96,30 @@ def section(
                         for position, label, cosine in zip(*near, strict=True)
                     ),
                 ]
-                for mistake, *near in found[:shown]
+                for mistake, *near in neighbours[: analysis.config.images]
             ],
             "count": len(mistakes),
         },
-        figures={"neighbours": neighbours_figure(mistakes, neighbours, test, train, class_names)},
+        figures={"neighbours": neighbours_figure(mistakes, positions, similarities, test, train, class_names)},
         tables={"neighbours": rows},
     )
 
 
 def caption(mistake: Mistake, label: int, cosine: float) -> str:
-    """What is special about a neighbour of this label."""
+    """The cosine, and whether the label is one of the two classes of the mistake."""
     known = {mistake.predicted: ", as predicted", mistake.true: ", as true"}
     return f"cosine {cosine:.2f}{known.get(label, '')}"
 
 
 def share(labels: np.ndarray, classes: Sequence[int]) -> float:
-    """How many of the labels (n, k) are the class of their row, 0 to 1; 0 where there is no row."""
+    """The share of labels (n, k) that are the class of their row, 0 to 1; 0 if there are no rows."""
     return float((labels == np.array(classes)[:, None]).mean()) if len(classes) else 0.0
 
 
 def neighbours_figure(
     mistakes: Sequence[Mistake],
-    neighbours: Neighbours,
+    positions: np.ndarray,
+    similarities: np.ndarray,
     test: Split,
     train: Split,
     class_names: Sequence[str],
@@ -119,21 +128,19 @@ def neighbours_figure(
     if not mistakes:
         return message_figure("No image of the test set is misclassified.")
     total, mistakes = len(mistakes), mistakes[:MOST_ROWS]
-    columns = 1 + neighbours.positions.shape[1]
+    columns = 1 + positions.shape[1]
     figure = new_figure(1.55 * columns, 1.75 * len(mistakes) + 0.6)
     figure.suptitle(f"Nearest training images of {len(mistakes)} of {total} mistakes")
     cells = figure.subplots(len(mistakes), columns, squeeze=False)
     hide_axes(cells.flat)
-    for row, mistake, positions, similarities in zip(
-        cells, mistakes, neighbours.positions, neighbours.similarities, strict=False
-    ):
+    for row, mistake, places, cosines in zip(cells, mistakes, positions, similarities, strict=False):
         row[0].imshow(test.images[mistake.index], interpolation="nearest")
         row[0].set_title(
             f"true: {shown_name(class_names[mistake.true])}\npredicted: {shown_name(class_names[mistake.predicted])}",
             fontsize=7,
             fontweight="bold",
         )
-        for axes, position, similarity in zip(row[1:], positions, similarities, strict=True):
+        for axes, position, cosine in zip(row[1:], places, cosines, strict=True):
             axes.imshow(train.images[int(position)], interpolation="nearest")
-            axes.set_title(f"{shown_name(class_names[train.labels[position]])}\ncosine {similarity:.2f}", fontsize=7)
+            axes.set_title(f"{shown_name(class_names[train.labels[position]])}\ncosine {cosine:.2f}", fontsize=7)
     return figure

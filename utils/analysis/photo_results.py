@@ -1,4 +1,4 @@
-"""What a model says of pictures that are the user's own: probabilities, and where it looks."""
+"""Predictions for the user's own photos: probabilities, and where the model looks."""
 
 import csv
 from collections.abc import Sequence
@@ -15,29 +15,29 @@ from data.splits import Split
 from models.saved import ModelConfig
 from utils.analysis.cam.maps import Cam
 from utils.analysis.cam.overlay import draw_map, overlay
-from utils.analysis.report import render
+from utils.analysis.report.page import render
 from utils.analysis.section import open_table
 from utils.plots.figures import GREY, new_figure, shown_name
 from utils.runs.saved_run import SavedRun
 from utils.system.errors import one_line
 from utils.system.files import replace_file, replacing
 
-PRINTED = 3  # classes on the line of a picture
+PRINTED = 3  # classes on the line of a photo
 DRAWN = 5  # classes with a bar
-SHOWN_SIDE = 320  # pixels of a picture in its figure
-PAGE_SIDE = 160  # pixels of a picture on the page
-PAGE_PICTURES = 100  # the page holds so many: about 8 MB
+FIGURE_SIDE = 320  # pixels of a photo in its figure
+PAGE_SIDE = 160  # pixels of a photo on the page
+PAGE_PHOTOS = 100  # on the page: about 8 MB
 
 
 @dataclass(frozen=True)
 class Described:
-    """A picture with what the model says of it.
+    """A photo with its prediction.
 
     Attributes:
         path: as the user named it.
-        figure: the name of the figure that shows it.
+        figure: file name of its figure.
         classes: the most probable ones by name with their probabilities, most probable first.
-        map: the CAM of the first of them over what the model was given, uint8 (h, w, 3); None without evidence.
+        map: the CAM of the most probable class over the model's input, uint8 (h, w, 3); None without evidence.
     """
 
     path: Path
@@ -45,8 +45,8 @@ class Described:
     classes: list[tuple[str, float]]
     map: np.ndarray | None
 
-    def picture(self, side: int) -> np.ndarray:
-        """The part of the picture that the model was given, uint8 (side, side, 3)."""
+    def seen(self, side: int) -> np.ndarray:
+        """The part of the photo that the model sees, uint8 (side, side, 3)."""
         return read_image(self.path, side)
 
 
@@ -54,23 +54,23 @@ def write_results(
     folder: Path,
     run: SavedRun,
     model_config: ModelConfig,
-    pictures: Split,
+    photos: Split,
     probabilities: np.ndarray,
     cam: Cam,
     maps: np.ndarray,
 ) -> dict[str, dict[str, float]]:
-    """Prints a line for each picture; writes predictions.csv, a figure of each, and predict.html.
+    """Prints a line for each photo; writes predictions.csv, a figure of each, and predict.html.
 
     Args:
-        pictures: N of them, as utils.analysis.pictures reads them.
+        photos: N of them, as read_photos gives them.
         probabilities: (N, classes).
-        maps: what speaks for the most probable class, float32 (N, h, w).
+        maps: of the most probable class, float32 (N, h, w).
 
-    Returns: the probability of every class by the path of the picture.
+    Returns: the probability of every class by the path of the photo.
     """
-    names, paths = model_config.class_names, pictures.paths
+    names, paths = model_config.class_names, photos.paths
     described = []
-    images = map(pictures.images.__getitem__, range(len(paths)))
+    images = map(photos.images.__getitem__, range(len(paths)))
     rows = zip(paths, images, probabilities, maps, strict=True)
     for number, (path, image, row, cam_map) in enumerate(rows, 1):
         order = np.argsort(-row, kind="stable")[:DRAWN]
@@ -81,16 +81,16 @@ def write_results(
         described.append(Described(Path(path), figure, classes, overlay(image, cam_map)))
         print(one_line(f"{path}: " + ", ".join(f"{name} {share:.1%}" for name, share in classes[:PRINTED])))
     _write_table(folder / "predictions.csv", paths, probabilities, names)
-    for picture in tqdm(described, "figures", leave=False, disable=None):
-        with replacing(folder / picture.figure) as file:
-            picture_figure(picture, cam).savefig(file, format="png")
+    for photo in tqdm(described, "figures", leave=False, disable=None):
+        with replacing(folder / photo.figure) as file:
+            photo_figure(photo, cam).savefig(file, format="png")
     page = render(
         "predict.html.jinja",
         run=run,
         model_config=model_config,
         cam=cam,
-        pictures=described[:PAGE_PICTURES],
-        left_out=len(described[PAGE_PICTURES:]),
+        photos=described[:PAGE_PHOTOS],
+        more=len(described[PAGE_PHOTOS:]),
         side=PAGE_SIDE,
     )
     replace_file(folder / "predict.html", page.encode(errors="backslashreplace"))
@@ -98,17 +98,17 @@ def write_results(
     return {path: dict(zip(names, row.tolist(), strict=True)) for path, row in zip(paths, probabilities, strict=True)}
 
 
-def picture_figure(described: Described, cam: Cam) -> Figure:
-    """The picture, where the model looks, and the probabilities of the likeliest classes."""
+def photo_figure(described: Described, cam: Cam) -> Figure:
+    """The photo, where the model looks, and the probabilities of the most probable classes."""
     figure = new_figure(9, 3.2)
     figure.suptitle(shown_name(described.path.name, longest=80))
-    picture, heat, bars = figure.subplots(1, 3, width_ratios=(1, 1, 1.3))
-    picture.imshow(described.picture(SHOWN_SIDE))
-    picture.set_title("the part of the picture\nthat the model sees", fontsize=9)
+    photo, heat, bars = figure.subplots(1, 3, width_ratios=(1, 1, 1.3))
+    photo.imshow(described.seen(FIGURE_SIDE))
+    photo.set_title("the part of the photo\nthat the model sees", fontsize=9)
     draw_map(heat, described.map)
     best = shown_name(described.classes[0][0])
-    heat.set_title(f"{cam}:\n" + (f"speaks for {best}" if cam.knows_classes else "stands out"), fontsize=9)
-    for axes in (picture, heat):
+    heat.set_title(f"{cam}:\n" + (f"evidence for {best}" if cam.knows_classes else "salient regions"), fontsize=9)
+    for axes in (photo, heat):
         axes.set_axis_off()
     labels, shares = zip(*described.classes, strict=True)
     places = range(len(labels))
@@ -124,9 +124,9 @@ def picture_figure(described: Described, cam: Cam) -> Figure:
 
 
 def _write_table(path: Path, paths: Sequence[str], probabilities: np.ndarray, names: Sequence[str]) -> None:
-    """A row for each picture with a column for each class. Not by name: a class may be called `path`."""
+    """A row for each photo with a column for each class. Not by name: a class may be called `path`."""
     with open_table(path) as file:
         writer = csv.writer(file)
         writer.writerow(["path", "predicted", *names])
-        for picture, row in zip(paths, probabilities, strict=True):
-            writer.writerow([picture, names[row.argmax()], *row.tolist()])
+        for photo, row in zip(paths, probabilities, strict=True):
+            writer.writerow([photo, names[row.argmax()], *row.tolist()])

@@ -1,4 +1,4 @@
-"""Pictures of the user's own, for which there is no label and no data set."""
+"""Reads the photos of `--predict`: the user's own images, without labels and without a data set."""
 
 import os
 from collections.abc import Sequence
@@ -11,17 +11,16 @@ from data.images import InMemory
 from data.splits import Split
 from utils.system.errors import UserError
 
-UNKNOWN = -1  # the label of a picture that has none
+UNKNOWN = -1  # the label of a photo
 
 
-def read_pictures(names: Sequence[str], size: int, results: Path) -> Split:
-    """The pictures that are named, and all in the folders that are, as the images of a folder are read.
+def read_photos(names: Sequence[str], size: int, results: Path) -> Split:
+    """The named photos, and all in the named folders, decoded like the images of an image folder.
 
-    Each comes once, upright, its shorter side scaled to `size` pixels and its middle cut out. What lies in the folder
-    `results`, such as the figures of an earlier call, is no picture of the user's. Raises UserError for what is missing
-    or no picture.
+    Each comes once, upright, its shorter side scaled to `size` pixels and its centre cropped. Files in the folder
+    `results`, such as the figures of an earlier call, are ignored. Raises UserError for a missing or unreadable file.
     """
-    paths = find_pictures(names, results)
+    paths = find_photos(names, results)
     try:
         images = InMemory(ImageFiles(paths, size).decode(range(len(paths))))
     except UserError as error:
@@ -29,18 +28,18 @@ def read_pictures(names: Sequence[str], size: int, results: Path) -> Split:
     return Split(images, np.full(len(paths), UNKNOWN), [str(path) for path in paths])
 
 
-def find_pictures(names: Sequence[str], results: Path) -> list[Path]:
-    """The files, in the order of the names and sorted within a folder. Hidden files of a folder are passed over."""
+def find_photos(names: Sequence[str], results: Path) -> list[Path]:
+    """The files, in the order of the names and sorted within a folder. Hidden files in a folder are ignored."""
     results = results.resolve()
     found: dict[Path, Path] = {}
     for name in names:
         path = Path(name)
         if results == (path if path.is_dir() else path.parent).resolve():
-            raise UserError(f"output_dir: {results} has the pictures in it; name another folder with --output_dir")
+            raise UserError(f"output_dir: {results} is not allowed; it holds the photos; name another folder")
         if path.is_dir():
             inside = [file for file in _walk(path) if file.resolve().parent != results]
             if not inside:
-                raise UserError(f"predict: {path} holds no picture (looking for {', '.join(sorted(SUFFIXES))})")
+                raise UserError(f"predict: {path} holds no photo (looking for {', '.join(sorted(SUFFIXES))})")
         elif path.is_file():
             inside = [path]
         else:
@@ -51,7 +50,7 @@ def find_pictures(names: Sequence[str], results: Path) -> list[Path]:
 
 
 def _walk(folder: Path) -> list[Path]:
-    """All pictures in a folder and the folders in it, sorted."""
+    """All photos in a folder and its subfolders, sorted."""
     files = []
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name[0] != "."]

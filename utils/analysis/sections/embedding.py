@@ -1,4 +1,4 @@
-"""A map of the test images by the features that the model gives them: what it finds alike lies close together."""
+"""A map of the test images by their features: images that are similar for the model lie close together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,16 +9,22 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from data.splits import Split
-from utils.analysis.atlas import tiles_of
+from utils.analysis.analysis import Analysis
+from utils.analysis.cache import Arrays, Form, cached
+from utils.analysis.inference import fingerprint
 from utils.analysis.predictions import Predictions
+from utils.analysis.report.atlas import tiles_of
 from utils.analysis.sampling import stratified_choice
 from utils.analysis.section import Section
 from utils.plots.figures import CLASS_COLOURS, GREY, class_colours, new_figure, shown_name
 
+LABEL = "Embedding"
+COST = "slow"
+NEEDS = ()
+
 MOST_POINTS = 5000
-MOST_MISTAKES = 4000  # so that a weak model's map has right images too
-DIMENSIONS = 50  # that t-SNE is given, from PCA
+MOST_MISTAKES = 4000  # so that the map of a weak model has correct images too
+DIMENSIONS = 50  # of PCA, as input of t-SNE
 SIDE = 1000  # of a map, in its own units
 
 
@@ -26,8 +32,8 @@ SIDE = 1000  # of a map, in its own units
 class Embedding:
     """Places of some test images on two maps.
 
-    `indices` int64 (n,) in the test set; `pca` and `tsne` float32 (n, 2); `variance` (2,), the shares of all variance
-    that PCA's two directions have.
+    `indices` int64 (n,) in the test set; `pca` and `tsne` float32 (n, 2); `variance` (2,), the shares of the variance
+    that the first two principal components explain.
     """
 
     indices: np.ndarray
@@ -36,26 +42,39 @@ class Embedding:
     variance: np.ndarray
 
 
+def find(analysis: Analysis, predictions: Predictions) -> Arrays:
+    """The fields of an Embedding; only the main process works on them."""
+    points = choose_points(predictions)
+
+    def compute() -> Arrays:
+        return vars(embed(predictions.features, points)) if analysis.accelerator.is_main_process else {}
+
+    depends_on = fingerprint(analysis, analysis.test) | {"points": MOST_POINTS}
+    places, indices = Form("f", (len(points), 2)), Form("i", points.shape, below=len(analysis.test))
+    forms = {"indices": indices, "pca": places, "tsne": places, "variance": Form("f", (2,))}
+    return cached(analysis.accelerator, [analysis.folder], "embedding", depends_on, forms, compute)
+
+
 def choose_points(predictions: Predictions) -> np.ndarray:
-    """Sorted positions of the mistakes and of so many right images, each class in proportion, that the map is full."""
+    """Sorted positions of the mistakes, filled up to MOST_POINTS with correct images, each class in proportion."""
     wrong = np.flatnonzero(predictions.classes != predictions.labels)
-    right = np.flatnonzero(predictions.classes == predictions.labels)
+    correct = np.flatnonzero(predictions.classes == predictions.labels)
     wrong = wrong[stratified_choice(predictions.labels[wrong], MOST_MISTAKES)]
-    right = right[stratified_choice(predictions.labels[right], MOST_POINTS - len(wrong))]
-    return np.sort(np.concatenate([wrong, right]))
+    correct = correct[stratified_choice(predictions.labels[correct], MOST_POINTS - len(wrong))]
+    return np.sort(np.concatenate([wrong, correct]))
 
 
 def embed(features: np.ndarray, indices: np.ndarray) -> Embedding:
     """Both maps of the features (images, F) at `indices`.
 
-    t-SNE (van der Maaten and Hinton 2008) is given PCA's first 50 dimensions.
+    The input of t-SNE (van der Maaten and Hinton 2008) is the first 50 principal components.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
     chosen = features[indices].astype(np.float32)
-    with threadpool_limits(1):  # sums in another order would end in another map
+    with threadpool_limits(1):  # another order of summation would give another map
         pca = PCA(min(DIMENSIONS, *chosen.shape), random_state=0)
         reduced = pca.fit_transform(chosen)
         perplexity = min(30.0, (len(chosen) - 1) / 3)
@@ -63,8 +82,9 @@ def embed(features: np.ndarray, indices: np.ndarray) -> Embedding:
     return Embedding(indices, reduced[:, :2], tsne, pca.explained_variance_ratio_[:2])
 
 
-def section(predictions: Predictions, embedding: Embedding, test: Split, class_names: Sequence[str]) -> Section:
+def section(analysis: Analysis, predictions: Predictions, found: Arrays) -> Section:
     """Both maps, coloured by true class, mistakes marked by their shape."""
+    embedding, test, class_names = Embedding(**found), analysis.test, analysis.model_config.class_names
     indices = embedding.indices
     true, predicted = predictions.labels[indices], predictions.classes[indices]
     wrong = true != predicted
@@ -85,24 +105,23 @@ def section(predictions: Predictions, embedding: Embedding, test: Split, class_n
         make_map(places[order], true[order], wrong[order], class_names) for places in (embedding.tsne, embedding.pca)
     ]
     return Section(
-        "embedding",
         page={
             "tiles": tiles_of(test, predictions, indices[order]),
             "maps": dict(zip(("t-SNE", "PCA"), maps, strict=True)),
             "variance": embedding.variance.tolist(),
             "side": SIDE,
-            "right": int((~wrong).sum()),
+            "correct": int((~wrong).sum()),
             "mistakes": int(wrong.sum()),
             "total": len(test),
         },
         figures={"embedding": embedding_figure(maps[0], maps[1], embedding.variance, class_names, len(test))},
-        tables={"embedding": rows},
+        image_tables={"embedding": rows},
     )
 
 
 @dataclass(frozen=True)
 class Group:
-    """The right images of a class, or the wrong ones, on a map: `places` int64 (n, 2)."""
+    """The correctly classified images of a class, or its mistakes, on a map: `places` int64 (n, 2)."""
 
     label: int
     wrong: bool
@@ -112,9 +131,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Map:
-    """Points from 0 to SIDE in both directions, y downwards, in the order in which they are drawn.
+    """Points from 0 to SIDE in both directions, y downwards, in drawing order.
 
-    `names` has the places of the classes' names: label, x, y; they are `name_size` high.
+    `names` holds the places of the class names: label, x, y; they are `name_size` high.
     """
 
     groups: Sequence[Group]
@@ -123,7 +142,7 @@ class Map:
 
 
 def make_map(places: np.ndarray, labels: np.ndarray, wrong: np.ndarray, class_names: Sequence[str]) -> Map:
-    """A map of places (n, 2), with the points of a group next to each other and names near the medians of classes."""
+    """A map of places (n, 2): consecutive points form a group, names stand near the medians of their classes."""
     middle, span = (places.max(0) + places.min(0)) / 2, np.ptp(places, axis=0).max()
     points = (SIDE / 2 + 0.95 * SIDE / max(span, 1e-9) * (places - middle) * (1, -1)).round().astype(np.int64)
     colours = class_colours(len(class_names))
@@ -182,14 +201,14 @@ def embedding_figure(tsne: Map, pca: Map, variance: np.ndarray, class_names: Seq
                 path_effects=[withStroke(linewidth=3, foreground="white")],
             )
         axes.set(xlim=(0, SIDE), ylim=(SIDE, 0), xticks=[], yticks=[], aspect="equal")
-    panels[0].set(title="t-SNE", xlabel="only who is near whom has a meaning")
+    panels[0].set(title="t-SNE", xlabel="only the nearest neighbours have a meaning")
     panels[1].set(
         title="PCA",
-        xlabel=f"first direction, {variance[0]:.0%} of the variance",
-        ylabel=f"second direction, {variance[1]:.0%}",
+        xlabel=f"first component, {variance[0]:.0%} of the variance",
+        ylabel=f"second component, {variance[1]:.0%}",
     )
     marks = [
-        Line2D([], [], linestyle="", color=GREY, marker="o", markersize=4, label="right"),
+        Line2D([], [], linestyle="", color=GREY, marker="o", markersize=4, label="correct"),
         Line2D([], [], linestyle="", color=GREY, marker="x", markersize=5, label="mistake"),
     ]
     if len(class_names) <= len(CLASS_COLOURS):

@@ -1,4 +1,4 @@
-"""The images of data sets that the page shows, each stored once, as sheets of many."""
+"""The images of data sets that the page shows, each stored once, on sheets of many."""
 
 import base64
 import io
@@ -26,14 +26,14 @@ DIGITS = 6  # of a probability: images are sorted by it
 
 @dataclass(frozen=True)
 class Tile:
-    """An image of a data set on the page, with what the model says of it.
+    """An image of a data set on the page, with the model's probabilities.
 
     Attributes:
         split: "test" or "train"; with `index`, the position in it, the name of the image.
-        images: `images[index]` is the picture. It is read when the page is written, and only if there is room for it.
+        images: `images[index]` is its pixels, read when the page is written and only if there is room for them.
         true: its class.
-        probabilities: float (classes,); None where the model is not asked about this image.
-        caption: plain text under the picture, for this place on the page alone.
+        probabilities: float (classes,); None if it has not been predicted.
+        caption: plain text under the image, at this place on the page alone.
     """
 
     split: str
@@ -56,7 +56,7 @@ def tiles_of(
 
 
 class Atlas:
-    """Gives each image of the page a position, and in the end all pictures within a number of bytes.
+    """Gives each image of the page a position, and in the end the pixels of all within a number of bytes.
 
     Templates have it as `atlas`; report/tiles.html.jinja has the macro that they show images with.
     """
@@ -69,7 +69,7 @@ class Atlas:
     def place(self, tiles: Iterable[Tile], last: bool = False) -> list[int]:
         """The positions of these images; those that are new are added.
 
-        Where there is no room for all pictures, those of `last` go without one first, then those that came last.
+        If there is no room for all, those of `last` are dropped first, then those that came last.
         """
         positions = []
         for tile in tiles:
@@ -85,16 +85,16 @@ class Atlas:
         return positions
 
     def images(self) -> list[list[Any]]:
-        """By position: split, index, true class, and of what the model says the probability of the true class and the
-        TOP classes with theirs."""
+        """By position: split, index, true class, and if predicted, the probability of the true class and the TOP
+        classes with theirs."""
         return [[tile.split, tile.index, tile.true, *_opinion(tile)] for tile in self._tiles]
 
     def sheets(self, most_bytes: float) -> dict[str, Any]:
-        """The pictures as images of many, whose data URIs have at most so many bytes together.
+        """The pixels as sheets of many images, whose data URIs have at most so many bytes together.
 
-        `order` lists positions: the k-th picture is the k-th cell of the sheets, each of which is filled row by row
+        `order` lists positions: the k-th image is in the k-th cell of the sheets, each of which is filled row by row
         with `columns` x `columns` cells. A cell is `cell` pixels wide and high, of which the first `side` belong to the
-        picture. Positions that are not in `order` found no room. `lossless`: the pixels are those of the data set.
+        image. Positions that are not in `order` found no room. `lossless`: the pixels are those of the data set.
         """
         order = sorted(range(len(self._tiles)), key=lambda position: position in self._last)
         if not order:
@@ -118,8 +118,8 @@ class Atlas:
 
     def _pixels(self, positions: Sequence[int], side: int) -> np.ndarray:
         """uint8 (n, side, side, 3)."""
-        pictures = (self._tiles[position].images[self._tiles[position].index] for position in positions)
-        return np.stack([_scaled(picture, side) for picture in pictures])
+        tiles = (self._tiles[position] for position in positions)
+        return np.stack([_scaled(tile.images[tile.index], side) for tile in tiles])
 
 
 def _opinion(tile: Tile) -> list[Any]:
@@ -131,19 +131,19 @@ def _opinion(tile: Tile) -> list[Any]:
     return [round(float(tile.probabilities[tile.true]), DIGITS), shown]
 
 
-def _scaled(picture: np.ndarray, side: int) -> np.ndarray:
-    if picture.shape[0] == side:
-        return picture
-    return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS))
+def _scaled(image: np.ndarray, side: int) -> np.ndarray:
+    if image.shape[0] == side:
+        return image
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS))
 
 
-def _encode(pictures: np.ndarray, quality: int | None, side: int, cell: int, columns: int) -> list[str]:
-    """Sheets of the pictures (n, side, side, 3), as data URIs."""
+def _encode(images: np.ndarray, quality: int | None, side: int, cell: int, columns: int) -> list[str]:
+    """Sheets of the images (n, side, side, 3), as data URIs."""
     margin = cell - side
-    pictures = np.pad(pictures, ((0, 0), (0, margin), (0, margin), (0, 0)), mode="edge")
+    images = np.pad(images, ((0, 0), (0, margin), (0, margin), (0, 0)), mode="edge")
     sources = []
-    for start in range(0, len(pictures), columns**2):
-        part = pictures[start : start + columns**2]
+    for start in range(0, len(images), columns**2):
+        part = images[start : start + columns**2]
         rows = math.ceil(len(part) / columns)
         cells = np.zeros((rows * columns, cell, cell, 3), np.uint8)
         cells[: len(part)] = part

@@ -1,4 +1,4 @@
-"""Which given labels does the model contradict most? Candidates for wrong labels, many of them the model's mistakes."""
+"""Which labels does the model contradict most? Candidates for wrong labels; many are mistakes of the model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,11 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from data.splits import Split
-from utils.analysis.atlas import tiles_of
+from utils.analysis.analysis import Analysis
 from utils.analysis.predictions import Predictions
+from utils.analysis.report.atlas import tiles_of
 from utils.analysis.section import Section
 from utils.plots.figures import class_label, image_grid, message_figure
+
+LABEL = "Label issues"
+COST = "quick"
+NEEDS = ()
 
 SHOWN = 24
 
@@ -31,8 +35,9 @@ class Candidate:
         return self.suggested_probability - self.given_probability
 
 
-def section(predictions: Predictions, test: Split, class_names: Sequence[str]) -> Section:
-    """All candidates as a table, the first of them as pictures."""
+def section(analysis: Analysis, predictions: Predictions) -> Section:
+    """All candidates as a table, the first of them as images."""
+    test, class_names = analysis.test, analysis.model_config.class_names
     candidates = find_label_issues(predictions.probabilities, predictions.labels)
     images = [test.images[candidate.index] for candidate in candidates[:SHOWN]]
     rows = [
@@ -48,7 +53,6 @@ def section(predictions: Predictions, test: Split, class_names: Sequence[str]) -
         for candidate in candidates
     ]
     return Section(
-        "label_issues",
         summary={"label_issue_candidates": len(candidates)},
         page={
             "tiles": tiles_of(
@@ -67,10 +71,10 @@ def section(predictions: Predictions, test: Split, class_names: Sequence[str]) -
 
 
 def find_label_issues(probabilities: np.ndarray, labels: np.ndarray) -> list[Candidate]:
-    """Images for which another class is as probable as it usually is for its own images, and more than the given one.
+    """Images for which another class is as probable as on average for its own images, and more than the given one.
 
     Confident learning (Northcutt et al. 2021, arXiv:1911.00068), ranked by normalised margin, the clearest first. A
-    class that is usually given little probability thus needs less to be suggested.
+    class that gets little probability on average thus needs less to be suggested.
 
     Args:
         probabilities: (images, classes), rows sum to 1, of a model that was not trained on these images.
@@ -100,7 +104,7 @@ def find_label_issues(probabilities: np.ndarray, labels: np.ndarray) -> list[Can
 def label_issues_figure(
     candidates: Sequence[Candidate], images: Sequence[np.ndarray], total: int, class_names: Sequence[str]
 ) -> Figure:
-    """A gallery of images with given and suggested class; `total` candidates exist."""
+    """Images with given and suggested class, of `total` candidates."""
     if not candidates:
         return message_figure("The model contradicts no label of the test set with confidence.")
     titles = [

@@ -1,4 +1,4 @@
-"""How well each class is told apart, and what it is taken for."""
+"""How well each class is classified, and what it is confused with."""
 
 from collections.abc import Sequence
 
@@ -7,29 +7,34 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from data.splits import Split
-from utils.analysis.atlas import tiles_of
-from utils.analysis.misclassified import find_mistakes
+from utils.analysis.analysis import Analysis
+from utils.analysis.mistakes import find_mistakes
 from utils.analysis.predictions import Predictions
+from utils.analysis.report.atlas import tiles_of
 from utils.analysis.scores import confusion_matrix, most_confused, per_class_scores
 from utils.analysis.section import Section
 from utils.plots.figures import new_figure, shown_name
 
+LABEL = "Classes"
+COST = "quick"
+NEEDS = ()
+
 MOST_NUMBERED_CLASSES = 20  # more cells than this squared are too small for numbers
-MOST_PRESSED_CLASSES = 30  # more cells than this squared are too many to press; the page shows the picture and a list
+MOST_PRESSED_CLASSES = 30  # more cells than this squared are too many to press; the page shows the figure and a list
 LISTED_PAIRS = 10
-RIGHT_PER_CLASS = 20  # right images, the least confident ones, behind a cell of the diagonal
+CORRECT_PER_CLASS = 20  # correctly classified images, the least confident ones, behind a cell of the diagonal
 SHADES = 10  # of a cell, from pale to deep; page.css has as many
 
 
-def section(predictions: Predictions, test: Split, class_names: tuple[str, ...]) -> Section:
+def section(analysis: Analysis, predictions: Predictions) -> Section:
     """Precision, recall and F1 per class, the confusion matrix, and the images behind its cells."""
+    class_names = analysis.model_config.class_names
     scores = per_class_scores(predictions.labels, predictions.classes, class_names)
     matrix = confusion_matrix(predictions.labels, predictions.classes, len(class_names))
     pressed = len(class_names) <= MOST_PRESSED_CLASSES
     shown = [mistake.index for mistake in find_mistakes(predictions.probabilities, predictions.labels)]
     if pressed:
-        shown += least_confident_right(predictions)
+        shown += least_confident_correct(predictions)
     page = {
         "matrix": matrix.tolist() if pressed else None,
         "shades": cell_shades(matrix).tolist(),
@@ -37,25 +42,26 @@ def section(predictions: Predictions, test: Split, class_names: tuple[str, ...])
             {**pair, "labels": [class_names.index(pair["true"]), class_names.index(pair["predicted"])]}
             for pair in most_confused(matrix, class_names, LISTED_PAIRS if pressed else 3 * LISTED_PAIRS)
         ],
-        "tiles": tiles_of(test, predictions, shown),
-        "right_per_class": RIGHT_PER_CLASS,
+        "tiles": tiles_of(analysis.test, predictions, shown),
+        "correct_per_class": CORRECT_PER_CLASS,
     }
     return Section(
-        "classes",
         page=page,
         figures={"confusion_matrix": confusion_matrix_figure(matrix, class_names)},
         tables={"per_class": [{"class": name, **values} for name, values in scores.items()]},
     )
 
 
-def least_confident_right(predictions: Predictions) -> list[int]:
-    """Of each class the RIGHT_PER_CLASS images that are classified right with the lowest probability, lowest first."""
+def least_confident_correct(predictions: Predictions) -> list[int]:
+    """The CORRECT_PER_CLASS correctly classified images of each class with the lowest probability, lowest first."""
     confidence = predictions.probabilities.max(axis=1)
-    right = np.flatnonzero(predictions.classes == predictions.labels)
-    right = right[np.argsort(confidence[right], kind="stable")]
+    correct = np.flatnonzero(predictions.classes == predictions.labels)
+    correct = correct[np.argsort(confidence[correct], kind="stable")]
     classes = predictions.probabilities.shape[1]
     return [
-        int(index) for label in range(classes) for index in right[predictions.labels[right] == label][:RIGHT_PER_CLASS]
+        int(index)
+        for label in range(classes)
+        for index in correct[predictions.labels[correct] == label][:CORRECT_PER_CLASS]
     ]
 
 
@@ -78,7 +84,7 @@ def confusion_matrix_figure(matrix: np.ndarray, class_names: Sequence[str]) -> F
     figure = new_figure(side + 1.2, side)
     axes = figure.subplots()
     shares = matrix / matrix.sum(axis=1, keepdims=True).clip(min=1)
-    picture = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
+    cells = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
     size = 9 if numbered else 5
     axes.set_xticks(range(classes), [shown_name(name) for name in class_names], rotation=90, fontsize=size)
     axes.set_yticks(range(classes), [shown_name(name) for name in class_names], fontsize=size)
@@ -88,6 +94,6 @@ def confusion_matrix_figure(matrix: np.ndarray, class_names: Sequence[str]) -> F
             if count:
                 colour = "white" if shares[true, predicted] > 0.35 else "black"
                 axes.text(predicted, true, f"{count}", ha="center", va="center", color=colour, fontsize=8)
-    bar = figure.colorbar(picture, ax=axes, label="share of the true class (root scale)", shrink=0.8)
+    bar = figure.colorbar(cells, ax=axes, label="share of the true class (root scale)", shrink=0.8)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
     return figure

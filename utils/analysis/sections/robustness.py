@@ -1,7 +1,7 @@
 """How fast does accuracy fall when the images get worse? A probe with six simple corruptions, not CIFAR-10-C.
 
-They are made here and are weaker or stronger than those of CIFAR-10-C (Hendrycks and Dietterich 2019, arXiv
-1903.12261): the numbers compare runs of this suite with each other and with nothing else.
+Their strengths are not those of CIFAR-10-C (Hendrycks and Dietterich 2019, arXiv:1903.12261): the numbers compare runs
+of this suite with each other and with nothing else.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,9 +13,18 @@ from matplotlib.ticker import PercentFormatter
 
 from data.images import Images, Positions
 from data.splits import Split
+from utils.analysis.analysis import Analysis
+from utils.analysis.cache import Arrays, Form, cached
+from utils.analysis.inference import fingerprint, predict_split
+from utils.analysis.predictions import Predictions
+from utils.analysis.sampling import stratified_choice
 from utils.analysis.section import Row, Section
 from utils.evaluation.scores import accuracy_interval
 from utils.plots.figures import COLOURS, GREY, new_figure
+
+LABEL = "Robustness"
+COST = "slow"
+NEEDS = ()
 
 IMAGES = 1000  # of the test set, each at every strength of every corruption
 STRENGTHS = 5
@@ -83,7 +92,7 @@ CORRUPTIONS = {
 
 
 def corrupt(image: np.ndarray, name: str, strength: int, index: int) -> np.ndarray:
-    """An image, uint8 (H, W, 3), at a strength from 0 (as it is) to 5; a function of its arguments alone.
+    """An image, uint8 (H, W, 3), at a strength from 0 (unchanged) to 5; a function of its arguments alone.
 
     `index` is its position in the test set, which seeds its noise.
     """
@@ -94,7 +103,7 @@ def corrupt(image: np.ndarray, name: str, strength: int, index: int) -> np.ndarr
 
 
 class Corrupted(Images):
-    """Some images at every strength of every corruption, made when they are asked for.
+    """Some images at every strength of every corruption, made on access.
 
     Position (c x 5 + s - 1) x n + i is image i of n at strength s of the c-th corruption.
     """
@@ -116,24 +125,44 @@ class Corrupted(Images):
 
 @dataclass(frozen=True)
 class Probe:
-    """Which of the chosen images are classified right.
+    """Which of n chosen images are classified correctly.
 
-    `positions` (n,) in the test set; `clean` bool (n,), as they are; `hits` bool (corruptions, strengths, n).
+    `positions` (n,) in the test set; `clean` bool (n,), without corruption; `correct` bool (corruptions, strengths, n).
     """
 
     positions: np.ndarray
     clean: np.ndarray
-    hits: np.ndarray
+    correct: np.ndarray
 
 
-def section(probe: Probe, test: Split) -> Section:
+def find(analysis: Analysis, predictions: Predictions) -> Probe:
+    """Predicts some test images at every strength of every corruption."""
+    test = analysis.test
+    chosen = stratified_choice(test.labels, IMAGES)
+    shape = (len(CORRUPTIONS), STRENGTHS, len(chosen))
+
+    def compute() -> Arrays:
+        images = Corrupted(np.stack([test.images[index] for index in chosen]), chosen)
+        split = Split(images, np.tile(test.labels[chosen], shape[0] * shape[1]))
+        corrupted = predict_split(analysis, split, "corrupted images")
+        return {"correct": (corrupted.classes == corrupted.labels).reshape(shape)}
+
+    settings = {name: [corruption.unit, *corruption.values] for name, corruption in CORRUPTIONS.items()}
+    depends_on = fingerprint(analysis, test) | {"images": len(chosen), "corruptions": settings}
+    forms = {"correct": Form("b", shape)}
+    found = cached(analysis.accelerator, [analysis.folder], "robustness", depends_on, forms, compute)
+    return Probe(chosen, predictions.classes[chosen] == test.labels[chosen], found["correct"])
+
+
+def section(analysis: Analysis, predictions: Predictions, probe: Probe) -> Section:
     """Accuracy over strength, and what each strength looks like."""
+    test = analysis.test
     count = len(probe.positions)
     rows = []
-    for (name, corruption), levels in zip(CORRUPTIONS.items(), probe.hits, strict=True):
+    for (name, corruption), levels in zip(CORRUPTIONS.items(), probe.correct, strict=True):
         values = (None, *corruption.values)
-        for strength, (value, hits) in enumerate(zip(values, (probe.clean, *levels), strict=True)):
-            low, high = accuracy_interval(int(hits.sum()), count)
+        for strength, (value, correct) in enumerate(zip(values, (probe.clean, *levels), strict=True)):
+            low, high = accuracy_interval(int(correct.sum()), count)
             rows.append(
                 {
                     "corruption": name,
@@ -141,20 +170,19 @@ def section(probe: Probe, test: Split) -> Section:
                     "value": value,
                     "unit": corruption.unit,
                     "images": count,
-                    "accuracy": float(hits.mean()),
+                    "accuracy": float(correct.mean()),
                     "interval_95_low": low,
                     "interval_95_high": high,
                 }
             )
-    accuracies = dict(zip(CORRUPTIONS, probe.hits.mean(2).tolist(), strict=True))
+    accuracies = dict(zip(CORRUPTIONS, probe.correct.mean(2).tolist(), strict=True))
     example = int(probe.positions[0])
     return Section(
-        "robustness",
         summary={
             "robustness": {
                 "images": count,
                 "clean": float(probe.clean.mean()),
-                "mean": float(probe.hits.mean()),
+                "mean": float(probe.correct.mean()),
                 **accuracies,
             }
         },
@@ -168,7 +196,7 @@ def section(probe: Probe, test: Split) -> Section:
 
 
 def robustness_figure(rows: Sequence[Row], count: int, total: int) -> Figure:
-    """A panel per corruption: accuracy over strength with its 95 % interval, beside that of the images as they are."""
+    """A panel per corruption: accuracy over strength with its 95 % interval, beside the accuracy without corruption."""
     figure = new_figure(7.4, 5.4)
     figure.suptitle(f"Accuracy of {count} of {total} test images (a probe, not CIFAR-10-C)")
     panels = figure.subplots(2, 3, sharex=True, sharey=True)
@@ -176,7 +204,7 @@ def robustness_figure(rows: Sequence[Row], count: int, total: int) -> Figure:
         levels = [row for row in rows if row["corruption"] == name]
         strengths = [row["strength"] for row in levels]
         low, high = [row["interval_95_low"] for row in levels], [row["interval_95_high"] for row in levels]
-        axes.axhline(levels[0]["accuracy"], color=GREY, linestyle="--", linewidth=1, label="as they are")
+        axes.axhline(levels[0]["accuracy"], color=GREY, linestyle="--", linewidth=1, label="no corruption")
         axes.fill_between(strengths, low, high, color=COLOURS["test"], alpha=0.25, linewidth=0, label="95 % interval")
         axes.plot(
             strengths, [row["accuracy"] for row in levels], "o-", color=COLOURS["test"], markersize=4, label="accuracy"
@@ -186,7 +214,7 @@ def robustness_figure(rows: Sequence[Row], count: int, total: int) -> Figure:
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.grid(alpha=0.3)
     for axes in panels[-1]:
-        axes.set_xlabel("strength (0: as it is)")
+        axes.set_xlabel("strength (0: unchanged)")
     for axes in panels[:, 0]:
         axes.set_ylabel("accuracy")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)

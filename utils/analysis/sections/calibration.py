@@ -1,31 +1,47 @@
-"""Does a confidence of 80 % mean right in 80 % of the cases? Reliability diagram and expected calibration error, as the
-model is and with the temperature that fits the validation split."""
+"""Is a model with a confidence of 80 % correct in 80 % of the cases? Reliability diagram and expected calibration
+error, without and with temperature scaling, fitted to the validation split."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from utils.analysis.analysis import Analysis
+from utils.analysis.inference import predict_cached
 from utils.analysis.predictions import Predictions
+from utils.analysis.sampling import stratified_choice
+from utils.analysis.scores import Reliability, reliability
 from utils.analysis.section import Section
 from utils.plots.figures import COLOURS, GREY, new_figure
 
+LABEL = "Calibration"
+COST = "quick"
+NEEDS = ("validation images",)
+
 TEMPERATURES = (0.05, 20.0)  # bounds of the fit
-FITTED_ON = 2000  # validation images at most: they fix T to about 2 %, and the default report is to be quick
+FITTED_ON = 2000  # validation images at most: they fix T to about 2 %, and the default report must be quick
 
 
-def section(predictions: Predictions, validation: Predictions | None) -> Section:
-    """The reliability diagram, and beside it the one after temperature scaling where there is a validation split."""
+def find(analysis: Analysis, predictions: Predictions) -> Predictions | None:
+    """Predictions of images that training held out: enough of them to fit one number. None if it held none out."""
+    if not len(analysis.held_out):
+        return None
+    chosen = analysis.held_out[stratified_choice(analysis.train.labels[analysis.held_out], FITTED_ON)]
+    return predict_cached(analysis, analysis.train.subset(chosen), "validation", "validation images")
+
+
+def section(analysis: Analysis, predictions: Predictions, validation: Predictions | None) -> Section:
+    """The reliability diagram and, if there is a validation split, the one after temperature scaling beside it."""
     found = reliability(predictions.probabilities, predictions.labels)
-    diagrams = {"as the model is": found}
+    diagrams = {"without temperature scaling": found}
     if validation is None:
-        missing = "Training held no images out (validation_fraction 0), and the test set must not choose a temperature."
+        missing = "Training held out no images (validation_fraction 0), and the test set must not choose a temperature."
     elif (validation.classes == validation.labels).all():
         missing = (
-            f"All {len(validation.labels)} validation images are right: the lower the temperature, the better it fits."
+            f"All {len(validation.labels)} validation images are classified correctly: the lower the temperature, the "
+            "better it fits."
         )
     else:
         temperature = fit_temperature(validation.logits, validation.labels)
@@ -33,7 +49,6 @@ def section(predictions: Predictions, validation: Predictions | None) -> Section
         after = reliability(scaled.probabilities, scaled.labels)
         diagrams[f"at temperature {temperature:.2f}"] = after
         return Section(
-            "calibration",
             summary={
                 "temperature": temperature,
                 "expected_calibration_error_scaled": after.expected_calibration_error,
@@ -46,13 +61,13 @@ def section(predictions: Predictions, validation: Predictions | None) -> Section
             },
             figures={"calibration": calibration_figure(diagrams)},
         )
-    return Section("calibration", page={"missing": missing}, figures={"calibration": calibration_figure(diagrams)})
+    return Section(page={"missing": missing}, figures={"calibration": calibration_figure(diagrams)})
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The T for which softmax(logits / T) has the least cross-entropy (Guo et al. 2017, arXiv:1706.04599).
 
-    Above 1 the model was too sure of itself, below 1 not sure enough. It changes no prediction.
+    Above 1 the model was overconfident, below 1 underconfident. It changes no prediction.
 
     Args:
         logits: (images, classes), of images that are not the test set.
@@ -72,45 +87,6 @@ def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
     from scipy.special import log_softmax
 
     return float(-log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels].mean())
-
-
-@dataclass(frozen=True)
-class Reliability:
-    """Predictions in equally wide bins of confidence.
-
-    `edges` (bins + 1,); per bin `counts`, mean `confidence` and `accuracy` (both 0 where a bin is empty).
-    """
-
-    edges: np.ndarray
-    counts: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
-
-    @property
-    def expected_calibration_error(self) -> float:
-        """Mean gap between confidence and accuracy over all predictions (Guo et al. 2017, arXiv:1706.04599)."""
-        return float(self.counts @ np.abs(self.confidence - self.accuracy) / self.counts.sum())
-
-
-def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> Reliability:
-    """Bins the predicted classes' probabilities.
-
-    Args:
-        probabilities: (images, classes), rows sum to 1.
-        labels: (images,), the true classes.
-    """
-    confidences = probabilities.max(1)
-    hits = probabilities.argmax(1) == labels
-    edges = np.linspace(0, 1, bins + 1)
-    positions = np.digitize(confidences, edges[1:-1], right=True)
-    counts = np.bincount(positions, minlength=bins)
-    filled = counts.clip(min=1)
-    return Reliability(
-        edges,
-        counts,
-        np.bincount(positions, confidences, bins) / filled,
-        np.bincount(positions, hits, bins) / filled,
-    )
 
 
 def calibration_figure(diagrams: Mapping[str, Reliability]) -> Figure:
