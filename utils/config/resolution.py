@@ -2,7 +2,7 @@
 
 A plan such as `16@0.3,24@0.6,32` trains on 16 pixels for the first 30 % of the steps, on 24 until 60 %, then on 32. The
 size is a function of the step, so there is nothing to resume. Images are scaled by adaptive average pooling
-(data.loaders.to_input).
+(data.preprocessing.to_input).
 """
 
 import itertools
