@@ -90,7 +90,7 @@ def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def calibration_figure(diagrams: Mapping[str, Reliability]) -> Figure:
-    """Reliability diagrams side by side, and below each how many predictions have which confidence."""
+    """Reliability diagrams side by side, each above the histogram of confidences."""
     figure = new_figure(0.6 + 4.8 * len(diagrams), 5.8)
     rows = figure.subplots(2, len(diagrams), sharex=True, sharey="row", height_ratios=(3, 1), squeeze=False)
     for column, (name, found) in enumerate(diagrams.items()):
