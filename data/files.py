@@ -32,6 +32,8 @@ THREADS_PAY_FROM = 8 * 1024
 class ImageFiles(Images):
     """Images on disk, decoded and fitted to `size` pixels whenever they are taken."""
 
+    fitted = True
+
     def __init__(self, paths: Sequence[str | Path], size: int):
         self.paths, self.size = paths, size
 
@@ -56,10 +58,6 @@ class ImageFiles(Images):
 
     def originals(self, indices: Positions) -> list[np.ndarray]:
         return [decode_file(self.paths[index]) for index in indices]
-
-    @property
-    def fitted(self) -> bool:
-        return True
 
     def content(self) -> Iterator[Any]:
         """Paths, sizes and times of modification, since reading all files would take minutes."""

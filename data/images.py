@@ -15,7 +15,12 @@ class Images(ABC):
     """uint8 RGB images (size, size, 3), fitted to the model's size.
 
     A new kind of images implements `__len__` and `take`; the rest follows from them.
+
+    Attributes:
+        fitted: whether the images were cropped or scaled, so that `originals` are others.
     """
+
+    fitted: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -31,11 +36,6 @@ class Images(ABC):
     def originals(self, indices: Positions) -> list[np.ndarray]:
         """The images at these positions before they were fitted, each (height, width, 3) of its own."""
         return list(self.take(indices))
-
-    @property
-    def fitted(self) -> bool:
-        """Whether `originals` holds more than `take`."""
-        return False
 
     @property
     def in_memory(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -69,7 +69,7 @@ class InMemory(Images):
     """
 
     def __init__(self, array: np.ndarray, files: Images | None = None):
-        self.array, self.files = array, files
+        self.array, self.files, self.fitted = array, files, files is not None
 
     def __len__(self) -> int:
         return len(self.array)
@@ -81,10 +81,6 @@ class InMemory(Images):
         return self.files.originals(indices) if self.files else super().originals(indices)
 
     @property
-    def fitted(self) -> bool:
-        return self.files is not None
-
-    @property
     def in_memory(self) -> tuple[np.ndarray, np.ndarray]:
         return self.array, np.arange(len(self))
 
@@ -93,7 +89,7 @@ class Subset(Images):
     """Some of other images, of which nothing is copied: position i is images[indices[i]]."""
 
     def __init__(self, images: Images, indices: np.ndarray):
-        self.images, self.indices = images, indices
+        self.images, self.indices, self.fitted = images, indices, images.fitted
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -103,10 +99,6 @@ class Subset(Images):
 
     def originals(self, indices: Positions) -> list[np.ndarray]:
         return self.images.originals(self.indices[np.asarray(indices)])
-
-    @property
-    def fitted(self) -> bool:
-        return self.images.fitted
 
     @property
     def in_memory(self) -> tuple[np.ndarray, np.ndarray] | None:

@@ -298,6 +298,12 @@ def npy(array: np.ndarray, **options) -> bytes:
     return file.getvalue()
 
 
+def npz() -> bytes:
+    file = io.BytesIO()
+    np.savez(file, np.zeros((12, 32, 32, 3), np.uint8))
+    return file.getvalue()
+
+
 DAMAGES = {
     "empty": lambda whole: b"",
     "header only": lambda whole: whole[:128],
@@ -311,6 +317,11 @@ DAMAGES = {
     "gigantic": lambda whole: whole[:128].replace(b"(12, 32, 32, 3)", b"(99999999999,3)") + whole[128:],
     "objects": lambda whole: npy(np.array([Evil()] * 12), allow_pickle=True),
     "pickle": lambda whole: pickle.dumps(Evil()),
+    "archive": lambda whole: npz(),
+    "long header": lambda whole: b"\x93NUMPY\x02\x00\xff\xff\xff\xff" + whole,
+    "deep header": lambda whole: whole[:10] + b"(" * 118 + whole[128:],
+    "no dictionary": lambda whole: whole[:10] + b"[" + b" " * 116 + b"]" + whole[128:],
+    "negative": lambda whole: whole[:128].replace(b"(12, 32, 32, 3)", b"(-1,-2,-2,3,1 )") + whole[128:],
 }
 
 

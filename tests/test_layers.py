@@ -9,7 +9,8 @@ import pytest
 from tests.conftest import ROOT
 
 # From the top down: both scripts, then packages.
-LAYERS = re.findall(r"^\| `([\w/.]+)` \|", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
+LAYOUT = (ROOT / "docs" / "architecture.md").read_text().split("\n## Layout\n")[1].split("\n## ")[0]
+LAYERS = re.findall(r"^\| `([\w/.]+)` \|", LAYOUT, re.MULTILINE)
 PACKAGES = ("models", "data", "utils")
 SOURCES = [path for script in LAYERS[:2] for path in [ROOT / script]]
 SOURCES += [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]

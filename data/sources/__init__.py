@@ -1,18 +1,56 @@
 """Data sets by name: one file per kind of source, registered as a line of DATASETS in utils/config/train.py."""
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 
 from data.preprocessing import channel_statistics
-from data.sources.source import Request, Source
 from data.splits import Dataset, Split, stratified_split
 from utils.config.train import DATASETS
 from utils.system.errors import UserError
 
 STATISTICS_SAMPLE = 20_000  # files that mean and std are computed from
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a source is asked for.
+
+    Attributes:
+        name: of the data set, since a source may serve several.
+        data_dir: its folder.
+        split: one of the source's splits.
+        image_size: pixels of a side that images are fitted to, unless the data set has a size of its own.
+        memory_fraction: share of the free memory that the images may take, over all processes of the machine.
+    """
+
+    name: str
+    data_dir: Path
+    split: str
+    image_size: int
+    memory_fraction: float
+
+
+@dataclass(frozen=True)
+class Source:
+    """One kind of data set. Its module in data/sources/ has one, as SOURCE.
+
+    Attributes:
+        load: the images, labels and paths of a split, and the class names. Raises UserError or EnvironmentFault with
+            one line that names the path.
+        splits: the splits that it has.
+        download: (name, data_dir): fetches what is missing in data_dir; None if there is nothing to fetch.
+        reads_data_dir: whether it is read from data_dir.
+    """
+
+    load: Callable[[Request], tuple[Split, tuple[str, ...]]]
+    splits: tuple[str, ...] = ("train", "test")
+    download: Callable[[str, Path], None] | None = None
+    reads_data_dir: bool = True
 
 
 def get_source(name: str) -> Source:

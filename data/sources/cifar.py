@@ -11,7 +11,7 @@ import numpy as np
 
 from data.decoded import decode_once
 from data.images import InMemory
-from data.sources.source import Request, Source
+from data.sources import Request, Source
 from data.splits import Split
 from utils.system.errors import EnvironmentFault, UserError
 

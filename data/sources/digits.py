@@ -8,7 +8,7 @@ from PIL import Image
 from data.files import to_rgb
 from data.images import InMemory
 from data.preprocessing import fit
-from data.sources.source import Request, Source
+from data.sources import Request, Source
 from data.splits import Split, stratified_split
 from utils.system.memory import check_memory
 

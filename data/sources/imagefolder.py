@@ -10,7 +10,7 @@ import numpy as np
 from data.decoded import decode_once
 from data.files import SUFFIXES, ImageFiles
 from data.images import Images, InMemory
-from data.sources.source import Request, Source
+from data.sources import Request, Source
 from data.splits import Split
 from utils.system.errors import UserError
 from utils.system.memory import free_memory
