@@ -49,10 +49,7 @@ def section(analysis: Analysis, predictions: Predictions, validation: Prediction
         after = reliability(scaled.probabilities, scaled.labels)
         diagrams[f"at temperature {temperature:.2f}"] = after
         return Section(
-            summary={
-                "temperature": temperature,
-                "expected_calibration_error_scaled": after.expected_calibration_error,
-            },
+            summary={"temperature": temperature, "expected_calibration_error_scaled": after.expected_calibration_error},
             page={
                 "missing": "",
                 "fitted_on": len(validation.labels),

@@ -49,10 +49,7 @@ def section(analysis: Analysis, predictions: Predictions, found: tuple[SavedRun,
     names = (run.name, other.name) if run.name != other.name else (str(run.path), str(other.path))
     calibration = reliability(other_predictions.probabilities, other_predictions.labels)
     classes = per_class(outcomes, predictions.labels, class_names)
-    figures = {
-        "compare_classes": recall_figure(classes, names),
-        "compare_calibration": calibration_figure(both, names),
-    }
+    figures = {"compare_classes": recall_figure(classes, names), "compare_calibration": calibration_figure(both, names)}
     histories = [history(each.rows) for each in (run, other)]
     recorded = [each for each in histories if each]
     if len(recorded) == 2:
