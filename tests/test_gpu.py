@@ -17,9 +17,10 @@ from data.augment import BatchPipeline, create_augmentations
 from data.loaders import Batch, DeviceLoader, Steps
 from data.sources import load_split
 from tests.processes import tiny_config
-from train_accelerate import main, set_up, train_step
+from train_accelerate import main, train_step
 from utils.runs.directory import RunDirectory
 from utils.system.runtime import create_accelerator
+from utils.training.build import build
 from utils.training.run import Run
 
 pytestmark = [
@@ -45,11 +46,8 @@ def _fresh_accelerate(monkeypatch) -> Iterator[None]:
 def tiny_run(folder: Path, **changes) -> Iterator[Run]:
     """A narrow ResNet-18 on the digits at 16 pixels, set up as for training."""
     config, accelerator = tiny_config(folder, **changes), create_accelerator()
-    with (
-        RunDirectory(config, accelerator) as directory,
-        contextlib.closing(set_up(config, accelerator, directory)) as run,
-    ):
-        yield run
+    with RunDirectory(config, accelerator) as directory:
+        yield build(config, accelerator, directory)
 
 
 def batches(run: Run) -> Iterator[Batch]:
@@ -106,9 +104,9 @@ def test_host_waits_for_the_gpu_in_no_training_step(tmp_path, monkeypatch, preci
 
         def train() -> None:
             batch = next(stream)
-            run.note_step(*train_step(run, batch, run.learning_rate(run.state.step + 1)), batch.count)
+            lr = run.state.learning_rate * run.plan.lr_factor(run.state.step + 1)
+            run.meters.add(batch, *train_step(run, batch, lr))
             run.state.step += 1
-            run.update_averages()
 
         for _ in range(3):  # torch sets up its libraries, cuDNN times its kernels
             train()
@@ -119,7 +117,7 @@ def test_host_waits_for_the_gpu_in_no_training_step(tmp_path, monkeypatch, preci
                 train()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        assert run.window.mean(run.accelerator)[2] == 27 * 64 + 29
+        assert run.meters.window.mean(run.accelerator)[2] == 27 * 64 + 29
 
 
 def test_fp16_learns_with_its_losses_scaled(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, log_loss, recall_score
 
 from utils.evaluation.scores import score
 from utils.runs.metrics_file import MetricsFile
-from utils.training.meters import RunningMean
+from utils.training.meters import Clock, RunningMean
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,37 @@ def test_no_gradient_is_kept(accelerator):
     running = RunningMean(torch.device("cpu"))
     running.add(loss, torch.tensor(1), 3)
     assert not running.sums.requires_grad
+
+
+# -- the clock of training --------------------------------------------------------------------------------------------
+
+
+def test_clock_counts_training_alone_and_a_lap_all_images_since_the_last(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("utils.training.meters.time.perf_counter", lambda: now[0])
+    clock = Clock()
+    clock.restore(100.0)  # of the launches before
+    now[0] = 7.0  # set-up
+    with clock.running():
+        now[0] += 2
+        clock.count(60)
+        with clock.paused():
+            now[0] += 50
+        now[0] += 1
+        assert clock.lap() == 60 / 3
+        now[0] += 4
+        clock.count(20)
+        clock.begin_lap()  # after a rollback
+        now[0] += 2
+        clock.count(10)
+        assert clock.lap() == 10 / 2
+    now[0] += 30  # evaluation
+    assert clock.seconds == 109.0
+    with clock.running():
+        now[0] += 1
+        clock.count(5)
+        assert clock.lap() == 5.0
+    assert clock.seconds == 110.0
 
 
 def test_reset_and_merge(accelerator):

@@ -17,7 +17,7 @@ from tests.test_resume import outcome
 from utils.runs.checkpoint import list_checkpoints
 from utils.runs.metrics_file import MetricsFile
 from utils.system.errors import SuiteError, run_script
-from utils.training.nonfinite import MOST_ROLLBACKS
+from utils.training.nonfinite import MAX_ROLLBACKS
 
 OPTIONS = {"image_size": 8, "checkpoint_every_steps": 5, "log_every_steps": 4, "keep_checkpoints": 3, "epochs": 2}
 BAD = 13  # the step that goes wrong; the last checkpoint is of step 10, and it is noticed where the next is due
@@ -85,7 +85,7 @@ def rolled_back(tmp_path_factory) -> tuple[Path, str]:
 def test_rollback_leaves_out_the_steps_since_the_last_checkpoint_and_goes_on(rolled_back):
     folder, text = rolled_back
     (line,) = [line for line in text.splitlines() if line.startswith("warning: ")]
-    assert re.search(r"not finite since step 13 .*; back to step-000010, without steps 11 to 15$", line)
+    assert re.search(r"not finite since step 13 .*; rolled back to step-000010, skipping steps 11 to 15$", line)
     assert [row["step"] for row in train_lines(folder)] == [4, 8, 12, 16, 20, 23, 24, *range(28, 46, 4), 46]
     assert all(math.isfinite(row["loss"]) for row in train_lines(folder))
     summary = json.loads((folder / "summary.json").read_text())
@@ -123,7 +123,7 @@ def test_rollback_to_an_earlier_epoch_counts_the_epochs_on(tmp_path):
     folder, log = tmp_path / "run", tmp_path / "log"
     config = tiny_config(folder, image_size=8, epochs=3, log_every_steps=5, on_nan="rollback", nan_patience=1)
     assert run(train_badly, config, 0, "images", 0, 48, True, log=log) == [0]
-    assert "back to step-000023, without steps 24 to 48" in log.read_text()
+    assert "rolled back to step-000023, skipping steps 24 to 48" in log.read_text()
     evaluated = [row["step"] for row in MetricsFile(folder / "metrics.jsonl").rows() if row["split"] == "test"]
     assert evaluated == [23, 46, 69]
     lines = train_lines(folder)
@@ -138,7 +138,7 @@ def test_rollback_at_the_end_of_an_epoch_leaves_nothing_for_the_next(tmp_path):
     folder, log = tmp_path / "run", tmp_path / "log"
     config = tiny_config(folder, **{**OPTIONS, "checkpoint_every_steps": 6}, on_nan="rollback")
     assert run(train_badly, config, 0, "images", 0, 21, log=log) == [0]
-    assert "back to step-000018, without steps 19 to 23" in log.read_text()
+    assert "rolled back to step-000018, skipping steps 19 to 23" in log.read_text()
     assert {row["step"]: row["images"] for row in train_lines(folder)}[24] == 64
 
 
@@ -155,9 +155,9 @@ def test_rollback_keeps_the_best_epoch(tmp_path):
 
 def test_run_that_is_bad_everywhere_ends_after_some_rollbacks(tmp_path, capsys):
     config = tiny_config(tmp_path, lr=1e9, schedule="constant", on_nan="rollback", nan_patience=2)
-    with pytest.raises(SuiteError, match=f"after {MOST_ROLLBACKS} rollbacks; try a lower --lr"):
+    with pytest.raises(SuiteError, match=f"after {MAX_ROLLBACKS} rollbacks; try a lower --lr"):
         train_accelerate.main(config)
-    assert capsys.readouterr().err.count("warning: ") == MOST_ROLLBACKS
+    assert capsys.readouterr().err.count("warning: ") == MAX_ROLLBACKS
     for checkpoint in list_checkpoints(tmp_path / "checkpoints"):
         assert all(tensor.isfinite().all() for tensor in load_model(checkpoint)[0].state_dict().values())
 

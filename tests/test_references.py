@@ -17,7 +17,12 @@ from train_accelerate import _derived_seed, train_step
 from utils.analysis.sections.calibration import fit_temperature, negative_log_likelihood
 from utils.training.loading import create_train_loader
 from utils.training.lr_finder import range_test
+from utils.training.meters import Meters
+from utils.training.mixing import Mixing
 from utils.training.optimizers import create_optimizer, set_learning_rate
+from utils.training.plan import Plan
+from utils.training.profiling import StepProfiler
+from utils.training.progress import TrainState
 from utils.training.run import Run
 
 Arrays = dict[str, np.ndarray]
@@ -111,14 +116,33 @@ def test_steps_of_a_linear_model_are_those_of_the_formulas(tmp_path: Path, optim
     chosen = (config.momentum, config.nesterov, config.weight_decay, config.decay_norm_and_bias)
     loader = create_train_loader(config, "tensor", data, accelerator)
     ours = create_optimizer(optimizer, model, *chosen)
-    run = Run(config, accelerator, None, data, loader, model, ours, config.micro_batch_size)
-    run.ddp_model, run.optimizer = accelerator.prepare(model, ours)
+    ddp_model, prepared = accelerator.prepare(model, ours)
+    run = Run(
+        config=config,
+        accelerator=accelerator,
+        directory=None,
+        data=data,
+        loader=loader,
+        mean=torch.tensor(data.mean),
+        std=torch.tensor(data.std),
+        plan=Plan(config, len(data.train), data.image_size),
+        model=model,
+        ddp_model=ddp_model,
+        optimizer=prepared,
+        micro_batch_size=config.micro_batch_size,
+        mixing=Mixing(config.mixup, config.cutmix, 10) if config.mixup or config.cutmix else None,
+        ema=None,
+        lookahead=None,
+        meters=Meters(accelerator.device),
+        profiler=StepProfiler(None),
+        state=TrainState(),
+    )
 
     weights, theirs = in_float64(linear), reference(optimizer, config.momentum, config.nesterov)
     mean, std = np.array(data.mean), np.array(data.std)
     for step, batch in enumerate(itertools.islice(loader.epoch(0), 3)):
         rate = 0.01 * (step + 1)
-        loss, correct = train_step(run, batch, rate, step)
+        loss, correct, _ = train_step(run, batch, rate, step)
         inputs = (batch.images.numpy() / 255 - mean) / std
         inputs, shares = inputs.transpose(0, 3, 1, 2), np.eye(10)[batch.labels.numpy()]
         if run.mixing:
@@ -204,8 +228,8 @@ def test_range_test_smooths_with_an_unbiased_exponential_mean_over_even_steps_of
     losses = (2 + np.cos(np.arange(40) / 6)).tolist()
     given = iter(losses)
     found = range_test(lambda rate: next(given), 0.5, lowest=1e-3, highest=1.0, steps=40)
-    np.testing.assert_allclose(found.rates, 10 ** np.linspace(-3, 0, 40), rtol=1e-12)
+    np.testing.assert_allclose(found.lrs, 10 ** np.linspace(-3, 0, 40), rtol=1e-12)
     for count, smooth in enumerate(found.smoothed, 1):
         weights = 0.9 ** np.arange(count)[::-1]
         assert smooth == pytest.approx(np.average(losses[:count], weights=weights), rel=1e-12)
-    assert found.suggestion == 0.5 * found.rates[int(np.argmin(found.smoothed))]
+    assert found.suggestion == 0.5 * found.lrs[int(np.argmin(found.smoothed))]

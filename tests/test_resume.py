@@ -134,17 +134,16 @@ def train_and_stop_while_evaluating(config, signum: int) -> None:
     """The signal arrives in the second evaluation."""
     import train_accelerate
     from utils.system.errors import run_script
-    from utils.training.run import Run
 
-    evaluate, calls = Run.evaluate, []
+    evaluate, calls = train_accelerate.evaluate, []
 
-    def interrupted(self, split, between_batches):
+    def interrupted(run, split, between_batches):
         calls.append(split)
         if len(calls) == 2:
             os.kill(os.getpid(), signum)
-        return evaluate(self, split, between_batches)
+        return evaluate(run, split, between_batches)
 
-    Run.evaluate = interrupted
+    train_accelerate.evaluate = interrupted
     run_script(train_accelerate.main, config)
 
 
@@ -192,7 +191,7 @@ def test_stop_in_the_final_evaluation_is_answered_soon_and_the_same_command_comp
     )
     assert not (folder / "summary.json").exists()
     assert run(train_script, config, log=log) == [0]
-    assert "is trained to its end (4 steps of 69: max_steps); evaluating and exporting" in log.read_text()
+    assert "training is complete (4 steps of 69: max_steps); evaluating and exporting" in log.read_text()
     assert (folder / "model" / "model.safetensors").exists()
 
 

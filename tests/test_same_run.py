@@ -31,15 +31,15 @@ WHOLE_RUN, FIRST_STEPS = 1e-10, 1e-6  # relative differences of a loss
 
 def train_in_float64(config: TrainConfig) -> None:
     """train_accelerate.py with a model of float64 weights, which computes in float64."""
-    import train_accelerate
     from models import create_model
+    from utils.training import build
 
     def create(*arguments: Any, **named: Any) -> nn.Module:
         model = create_model(*arguments, **named).double()
         model.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
         return model
 
-    train_accelerate.create_model = create
+    build.create_model = create
     train_script(config)
 
 

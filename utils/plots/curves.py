@@ -24,8 +24,7 @@ def epoch_curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Point]]:
     """One curve per split that was scored, in the order train, validation, test.
 
     A training line covers the images since the line before it, so an epoch's mean weights its lines by their images.
-    Of several test lines in an epoch the last one counts. The first runs did not note how many images a line covers:
-    theirs weigh the same.
+    Of several test lines in an epoch the last one counts. Lines without `images` (of early versions) weigh the same.
     """
     sums: dict[int, np.ndarray] = {}
     scored: dict[str, dict[int, Point]] = {"train": {}, "validation": {}, "test": {}}
@@ -58,7 +57,7 @@ def curves_figure(curves: dict[str, list[Point]]) -> Figure:
         loss.yaxis.set_major_formatter("{x:g}")
         loss.yaxis.set_minor_formatter(NullFormatter())
     loss.set(title="Loss", ylabel="cross-entropy per image" + (", log scale" if loss.get_yscale() == "log" else ""))
-    accuracy.set(title="Accuracy", xlabel="epoch", ylabel="share of images classified right")
+    accuracy.set(title="Accuracy", xlabel="epoch", ylabel="share of images classified correctly")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1))
     accuracy.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     accuracy.set_xlim(0.5, max((point.epoch for points in curves.values() for point in points), default=1) + 0.5)

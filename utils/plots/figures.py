@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-# A sign that the font lacks is seen in the figure; a warning for each would hide what matters.
+# A glyph that the font lacks is visible in the figure; a warning for each would hide what matters.
 warnings.filterwarnings("ignore", message="Glyph .* missing from font")
 DPI = 200
 COLOURS = {"train": "#0072B2", "validation": "#009E73", "test": "#D55E00"}
@@ -29,7 +29,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def class_colours(classes: int) -> list[str]:
-    """A colour for each class; more than ten share them, so their names must stand beside."""
+    """A colour for each class. More than ten classes share them, so a figure must also show names."""
     return [CLASS_COLOURS[index % len(CLASS_COLOURS)] for index in range(classes)]
 
 
@@ -52,21 +52,21 @@ def hide_axes(cells: Iterable[Axes]) -> None:
 
 
 def message_figure(text: str) -> Figure:
-    """Words in the place of a picture."""
+    """A figure of text alone."""
     figure = new_figure(6.4, 1.6)
     figure.text(0.5, 0.5, text, ha="center", va="center")
     return figure
 
 
 def class_label(class_names: Sequence[str], index: int, confidence: float) -> str:
-    """A class with the probability that it was given."""
+    """A class and its predicted probability."""
     return f"{shown_name(class_names[index])} ({confidence:.0%})"
 
 
 def shown_name(name: str, longest: int = 18) -> str:
-    """A name as matplotlib draws it as it is: no formula between dollar signs, shortened in its middle.
+    """A name that matplotlib draws literally: no formula between dollar signs, shortened in its middle.
 
-    Line breaks, and what is no character, are drawn as the sign for that.
+    Line breaks and unprintable characters become U+FFFD.
     """
     name = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
     short = name if len(name) <= longest else f"{name[: longest // 2]}…{name[-longest // 2 + 1 :]}"

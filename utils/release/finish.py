@@ -1,7 +1,6 @@
-"""What a finished run leaves for others: model/ with weights, model card and, where asked for, exported programs."""
+"""What a finished run leaves for others: model/ with weights, model card and, with `export`, programs."""
 
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,14 @@ from utils.system.errors import raise_on_all_ranks
 from utils.system.files import replace_file
 from utils.training.loading import sample_images
 from utils.training.run import Run
+from utils.training.snapshot import exported_config
 
-CHECKED_IMAGES = 256  # test images over which exported programs are compared with the checkpoint
+CHECKED_IMAGES = 256  # test images on which exported programs are compared with the checkpoint
 CURVES = "curves.png"
 
 
 def check_release(config: TrainConfig, main_process: bool) -> None:
-    """Before any work: raises UserError for what `export` and `push_to_hub` need and is not there."""
+    """Before any work: raises UserError if something that `export` or `push_to_hub` needs is missing."""
     check_packages(config.export)
     if config.push_to_hub and main_process:
         check_upload(config.push_to_hub)
@@ -33,22 +33,22 @@ def check_release(config: TrainConfig, main_process: bool) -> None:
 def write_model_folder(run: Run, summary: dict[str, Any]) -> None:
     """Writes config.json, model.safetensors, curves.png and the model card, on the main process.
 
-    Programs that an earlier call exported are deleted: they may be of other weights.
+    Programs of an earlier export are deleted: they may have other weights.
     """
     folder = run.directory.path / "model"
-    export_model(folder, run.model_config, run.eval_model.state_dict())
+    export_model(folder, exported_config(run), run.eval_model.state_dict())
     for file in FILES.values():
         (folder / file).unlink(missing_ok=True)
-    picture = io.BytesIO()
-    curves_figure(epoch_curves(run.directory.metrics.rows())).savefig(picture, dpi=100)
-    replace_file(folder / CURVES, picture.getvalue())
+    image = io.BytesIO()
+    curves_figure(epoch_curves(run.directory.metrics.rows())).savefig(image, dpi=100)
+    replace_file(folder / CURVES, image.getvalue())
     _write_card(run, summary)
 
 
 def write_exports(run: Run, summary: dict[str, Any]) -> None:
-    """Writes the programs that `export` asks for, and the card that lists them; to be called on every rank.
+    """Writes the programs that `export` names, and the card that lists them; to be called on every rank.
 
-    Raises SuiteError where one cannot be made or its logits are not those of the checkpoint.
+    Raises SuiteError if one cannot be made or its logits are not those of the checkpoint.
     """
     if not run.config.export:
         return
@@ -65,7 +65,7 @@ def write_exports(run: Run, summary: dict[str, Any]) -> None:
 
 
 def push(config: TrainConfig) -> None:
-    """Uploads model/ where `push_to_hub` asks for it. Nobody waits for this process any more."""
+    """Uploads model/ with `push_to_hub`; after the processes have parted, so that none waits for the upload."""
     if config.push_to_hub:
         upload(config.push_to_hub, Path(config.output_dir) / "model")
 
@@ -75,7 +75,7 @@ def _write_card(run: Run, summary: dict[str, Any], exported: Sequence[Exported] 
     text = model_card(
         name=(config.push_to_hub or config.run_name or folder.resolve().name).rpartition("/")[2],
         location=config.push_to_hub or "model",
-        config=run.model_config,
+        config=exported_config(run),
         data=CardData(
             name=config.dataset,
             folder=Path(config.data_dir).resolve(),
@@ -85,7 +85,7 @@ def _write_card(run: Run, summary: dict[str, Any], exported: Sequence[Exported] 
         ),
         summary=summary,
         recipe=config.identity() | ({"max_steps": config.max_steps} if config.max_steps else {}),
-        environment=json.loads((folder / "environment.json").read_bytes()),
+        environment=run.directory.environment,
         exported=exported,
         picture=CURVES,
     )

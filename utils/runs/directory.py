@@ -138,12 +138,20 @@ class RunDirectory:
             )
         return folder, read_checkpoint(folder, names)
 
-    def start(self, metrics_size: int, resumed_from: Path | None, data: Dataset, arithmetic: Mapping[str, Any]) -> None:
+    def start(
+        self,
+        config: TrainConfig,
+        metrics_size: int,
+        resumed_from: Path | None,
+        data: Dataset,
+        arithmetic: Mapping[str, Any],
+    ) -> None:
         """Writes options and environment, cuts metrics.jsonl back to `metrics_size` bytes and opens the trackers.
 
         Args:
             arithmetic: how numbers are computed; added to environment.json.
         """
+        self.config = config
         with raise_on_all_ranks(self.accelerator):
             if self.accelerator.is_main_process:
                 logged = self._take_over_metrics(metrics_size, resumed_from)

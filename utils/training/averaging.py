@@ -1,6 +1,6 @@
-"""Averages of the weights over the training: EMA, which is evaluated, and Lookahead, which is trained on.
+"""Averages of the weights over the training: EMA, which is evaluated, and Lookahead, which training continues from.
 
-Both are functions of the step beside the average itself, which is in the checkpoint.
+The average itself is in the checkpoint; all else is a function of the step.
 """
 
 import copy
@@ -13,7 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 class Average:
     """A copy of a model that is pulled towards it, weights and norm statistics alike.
 
-    The work of torch's AveragedModel, which at every update waits for the device to read a counter.
+    Instead of torch's AveragedModel, which at every update waits for the device to read a counter.
     """
 
     def __init__(self, model: nn.Module):
@@ -41,16 +41,16 @@ class Ema(Average):
         self.decay = decay
 
     def update(self, model: nn.Module, updates: int) -> None:
-        """Takes in the weights after an optimizer step; `updates` were taken in since the average began."""
+        """Adds the weights after an optimizer step to an average of `updates` ones."""
         self._pull(model, min(self.decay, (1 + updates) / (10 + updates)))
 
 
 class Lookahead(Average):
     """Lookahead (Zhang et al. 2019, arXiv:1907.08610) with the schedule of airbench (Jordan 2024, arXiv:2404.00498).
 
-    Every few steps the slow weights go towards the trained ones, which then go on from the slow ones. The slow weights
-    keep `decay` per step at the end of training and, by a cubic ramp, next to nothing in its first half. The last step
-    of all epochs ends with the slow weights. A run that max_steps ends before reports the trained weights as they are,
+    Every few steps the slow weights are pulled towards the trained ones, which then continue from the slow ones. The
+    slow weights keep `decay` per step at the end of training and, by a cubic ramp, next to nothing in its first half.
+    The last step of all epochs ends with the slow weights. A run that max_steps ends early reports the trained weights,
     also between two pulls, so that it resumes exactly.
     """
 
@@ -60,7 +60,7 @@ class Lookahead(Average):
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int, total_steps: int) -> None:
-        """To be called after every optimizer step, with the number of finished ones; changes `model` in place."""
+        """To be called after every optimizer step, with the number of finished steps; changes `model` in place."""
         if step % self.every and step < total_steps:
             return
         due = step % self.every == 0

@@ -1,4 +1,4 @@
-"""Short cuts for those who change the code: does everything run, can the model learn at all?"""
+"""Shortcuts for development: does everything run, and can the model learn at all?"""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,7 @@ EVALUATED = 500  # images of a fast_dev_run's evaluations: one batch
 
 @contextlib.contextmanager
 def dev_run(config: TrainConfig) -> Iterator[TrainConfig]:
-    """With `fast_dev_run`, the config of one step in a folder that is deleted afterwards, told to nobody."""
+    """With `fast_dev_run`, the config of one step in a temporary folder, without trackers or upload."""
     if not config.fast_dev_run:
         yield config
         return
@@ -25,11 +25,11 @@ def dev_run(config: TrainConfig) -> Iterator[TrainConfig]:
 
 
 def shortened(data: Dataset, config: TrainConfig) -> Dataset:
-    """The data set with as many images as `overfit_batches` and `fast_dev_run` leave, evenly spaced."""
+    """The data set with the images that `overfit_batches` or `fast_dev_run` asks for, evenly spaced."""
     train, validation, test = data.train, data.validation, data.test
     if config.overfit_batches:
         train = evenly_spaced(train, config.overfit_batches * config.batch_size)
     if config.fast_dev_run:
-        train = evenly_spaced(train, config.batch_size)  # the step ends an epoch, and with it goes all that does
+        train = evenly_spaced(train, config.batch_size)  # so that the one step ends an epoch
         validation, test = validation and evenly_spaced(validation, EVALUATED), evenly_spaced(test, EVALUATED)
     return dataclasses.replace(data, train=train, validation=validation, test=test)

@@ -1,4 +1,4 @@
-"""The training loader that a config asks for: images augmented one by one on the CPU, or in batches on the device."""
+"""The data set and the training loader: images augmented one by one on the CPU, or in batches on the device."""
 
 from typing import Literal, cast
 
@@ -18,7 +18,7 @@ Backend = Literal["albumentations", "tensor"]
 
 
 def load_once_per_machine(config: TrainConfig, accelerator: Accelerator) -> Dataset:
-    """The data set. One process of each machine decodes it, the others then share what it has stored."""
+    """The data set. One process of each machine decodes it, then the others map what it has cached."""
     for first in (True, False):
         with raise_on_all_ranks(accelerator):
             if accelerator.is_local_main_process == first:
@@ -34,32 +34,37 @@ def load_once_per_machine(config: TrainConfig, accelerator: Accelerator) -> Data
 
 
 def evenly_spaced(split: Split, most: int) -> Split:
-    """At most so many images of the split."""
+    """The split, or `most` of its images."""
     return split.subset(np.linspace(0, len(split) - 1, min(most, len(split))).astype(int))
 
 
 def sample_images(split: Split, most: int) -> torch.Tensor:
-    """At most so many images, evenly spaced in the split: uint8 (n, size, size, 3)."""
+    """At most `most` images, evenly spaced in the split: uint8 (n, size, size, 3)."""
     return torch.from_numpy(evenly_spaced(split, most).images[:])
 
 
 def choose_backend(config: TrainConfig, saved: str | None, split: Split, accelerator: Accelerator) -> Backend:
-    """`augment_backend` where it is auto: that of the checkpoint, else tensor if the images fit on every rank.
+    """Resolves `augment_backend: auto`: the backend of the checkpoint, else tensor if the images fit on every rank.
 
-    The two draw differently, so a run keeps the one that it began with. Raises UserError where tensor is asked for and
-    the images are not in memory.
+    The two draw differently, so a resumed run stays with the one that it began with. Raises UserError if that is tensor
+    and the images are not in memory.
+
+    Args:
+        saved: the backend of the checkpoint that the run resumes from, if it does.
     """
-    wanted = saved or "auto" if config.augment_backend == "auto" else config.augment_backend
+    requested = config.augment_backend
+    backend = saved if saved and requested == "auto" else requested
     in_memory = split.images.in_memory
-    if wanted == "tensor" and in_memory is None:
-        asked = config.augment_backend == "tensor"
+    if backend == "tensor" and in_memory is None:
+        began_with, alternative = "", ", or use auto or albumentations"
+        if requested == "auto":
+            began_with, alternative = ", with which this run began,", ""
         raise UserError(
-            f"augment_backend: tensor{'' if asked else ', with which this run began,'} needs the images in memory, and "
-            f"these take more than memory_fraction ({config.memory_fraction:g}) of it; give a larger --memory_fraction"
-            + (", or use auto or albumentations" if asked else "")
+            f"augment_backend: tensor{began_with} needs the images in memory, and these take more than memory_fraction "
+            f"({config.memory_fraction:g}) of it; set a larger --memory_fraction{alternative}"
         )
-    if wanted != "auto":
-        return cast(Backend, wanted)
+    if backend != "auto":
+        return cast(Backend, backend)
     fits = in_memory is not None and _device_holds(in_memory[0].nbytes, accelerator.device, config.memory_fraction)
     everywhere = accelerator.gather(torch.tensor([fits], device=accelerator.device)).all()
     return "tensor" if everywhere else "albumentations"
@@ -68,11 +73,11 @@ def choose_backend(config: TrainConfig, saved: str | None, split: Split, acceler
 def _device_holds(size: int, device: torch.device, fraction: float) -> bool:
     if device.type == "cuda":
         return size <= fraction * torch.cuda.mem_get_info(device)[0]
-    return device.type == "cpu"  # where the images are already; elsewhere the tensor operations are untried
+    return device.type == "cpu"  # already holds them; on other devices the tensor operations are untested
 
 
 def worker_count(config: TrainConfig, accelerator: Accelerator) -> int:
-    """Loader processes of this training process, where images are decoded or augmented one by one."""
+    """Loader processes of this training process, if images are decoded or augmented one by one."""
     return default_workers(accelerator) if config.num_workers is None else config.num_workers
 
 

@@ -1,4 +1,4 @@
-"""How busy the training keeps its machine."""
+"""How busy training keeps the machine."""
 
 import time
 from importlib.util import find_spec
@@ -15,8 +15,8 @@ class MachineUse:
         self._mark = (time.perf_counter(), time.process_time())
 
     def read(self) -> dict[str, float]:
-        """`cpu_cores` (kept busy, on average); on a CUDA device also `gpu_memory_gib` (peak) and, where NVIDIA's
-        library is there, `gpu_percent` (of the time in which some kernel ran)."""
+        """`cpu_cores` (busy, on average); on a CUDA device also `gpu_memory_gib` (peak) and, with NVIDIA's library
+        installed, `gpu_percent` (of the time in which some kernel ran)."""
         now = (time.perf_counter(), time.process_time())
         elapsed, worked = (new - old for new, old in zip(now, self._mark, strict=True))
         self._mark = now
@@ -29,9 +29,9 @@ class MachineUse:
 
 
 def _answers(device: torch.device) -> bool:
-    """Whether NVIDIA's library tells the use of this GPU; of a part of one (MIG) it does not."""
+    """Whether NVIDIA's library knows the use of this GPU; of a part of one (MIG) it does not."""
     try:
         torch.cuda.utilization(device)
-    except Exception:  # of its own kinds, which are known only where it is installed
+    except Exception:  # of its own kinds, which are known only if it is installed
         return False
     return True

@@ -1,21 +1,29 @@
-"""Sums that are exact over images and processes."""
+"""What a training measures of itself: sums that are exact over images and processes, and the one clock of training."""
 
+import contextlib
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
+
+from data.loaders import Batch
+from utils.training.machine_use import MachineUse
+from utils.training.progress import TrainState
 
 
 class RunningMean:
     """Loss and accuracy over the images since the last reset, summed on the device without waiting for it.
 
     Sums, not means, cross the processes: batches and ranks may hold different numbers of images. A batch whose loss is
-    not finite is left out, its images too.
+    not finite is skipped, its images too.
     """
 
     def __init__(self, device: torch.device):
-        kind = torch.float32 if device.type == "mps" else torch.float64
-        self.sums = torch.zeros(3, dtype=kind, device=device)  # loss, correct, images
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.sums = torch.zeros(3, dtype=dtype, device=device)  # loss, correct, images
 
     def add(self, loss_sum: Tensor, correct: Tensor, count: int) -> None:
         batch = torch.stack([loss_sum.detach(), correct, torch.full_like(loss_sum, count)])
@@ -43,3 +51,108 @@ class RunningMean:
         table = torch.tensor(rows, dtype=self.sums.dtype)
         mine = table[rank] if len(table) == world_size else table.sum(0) * (rank == 0)
         self.sums.copy_(mine)
+
+
+class Clock:
+    """Counts the seconds of training: it stands still until `running`, in `paused` and after it.
+
+    Attributes:
+        seconds: of training in all, over all resumes, up to the last pause or lap.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._since: float | None = None  # perf_counter() of the last reading; None while it stands still
+        self._lap_began_at = 0.0  # of `seconds`
+        self._images = 0
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        self._since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._read()
+            self._since = None
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Excludes the block; to be used inside `running`."""
+        self._read()
+        self._since = None
+        try:
+            yield
+        finally:
+            self._since = time.perf_counter()
+
+    def count(self, images: int) -> None:
+        """Adds images of all ranks to the lap."""
+        self._images += images
+
+    def lap(self) -> float:
+        """Images per second of training in this lap, which ends; the next one begins."""
+        self._read()
+        speed = self._images / (self.seconds - self._lap_began_at)
+        self.begin_lap()
+        return speed
+
+    def begin_lap(self) -> None:
+        self._lap_began_at, self._images = self.seconds, 0
+
+    def restore(self, seconds: float) -> None:
+        """Continues the count of the launches before."""
+        self.seconds = seconds
+        self.begin_lap()
+
+    def _read(self) -> None:
+        if self._since is not None:
+            now = time.perf_counter()
+            self.seconds += now - self._since
+            self._since = now
+
+
+class Meters:
+    """The measurements of one rank.
+
+    Attributes:
+        window: loss and accuracy since the last training line.
+        epoch: the same over the epoch up to that line.
+        gradient_norm: of the last step, before clipping.
+        bad_steps: the latest steps in a row whose loss or gradient was not finite; int64 on the device.
+    """
+
+    def __init__(self, device: torch.device):
+        self.window, self.epoch = RunningMean(device), RunningMean(device)
+        self.gradient_norm = torch.zeros((), device=device)
+        self.bad_steps = torch.zeros((), dtype=torch.int64, device=device)
+        self.clock, self.machine = Clock(), MachineUse(device)
+
+    def add(self, batch: Batch, loss_sum: Tensor, correct: Tensor, gradient_norm: Tensor) -> None:
+        """Takes in a step; does not wait for the device.
+
+        Args:
+            batch: this rank's part of it.
+            loss_sum, correct: summed over that part, ().
+            gradient_norm: of the global batch, ().
+        """
+        self.window.add(loss_sum, correct, batch.count)
+        finite = loss_sum.isfinite() & gradient_norm.isfinite()
+        self.bad_steps = torch.where(finite, 0, self.bad_steps + 1)
+        self.gradient_norm = gradient_norm
+        self.clock.count(batch.global_count)
+
+    def end_window(self) -> None:
+        """Moves the sums of the window to those of the epoch."""
+        self.epoch.merge(self.window)
+        self.window.reset()
+
+    def save(self, state: TrainState, accelerator: Accelerator) -> None:
+        """Writes what a resume needs into `state`; to be called on every rank."""
+        state.window, state.epoch_sums = self.window.state(accelerator), self.epoch.state(accelerator)
+        state.train_seconds = self.clock.seconds
+
+    def restore(self, state: TrainState, accelerator: Accelerator) -> None:
+        """Takes the sums back from `state`. The clock goes on."""
+        for mean, rows in ((self.window, state.window), (self.epoch, state.epoch_sums)):
+            mean.restore(rows, accelerator.process_index, accelerator.num_processes)
+        self.bad_steps = torch.full_like(self.bad_steps, state.bad_steps)

@@ -1,4 +1,4 @@
-"""A rank's part of a global batch in pieces that fit into memory; the global batch never changes."""
+"""Splits a rank's part of the global batch into pieces that fit into memory; the global batch never changes."""
 
 import dataclasses
 from collections.abc import Callable
@@ -43,10 +43,13 @@ def micro_batches(
 
 
 def accumulated(config: TrainConfig, steps: int, images: int, accelerator: Accelerator) -> TrainConfig:
-    """The config with the micro_batch_size that gradient accumulation over `steps` means for a set of `images`.
+    """The config with the micro_batch_size that amounts to gradient accumulation over `steps`, which is printed.
 
-    Each process computes its part of an optimizer step in so many pieces: less memory, the same training. A line says
-    so. Raises UserError if the part has fewer images than that, or if the config asks for another micro_batch_size.
+    Each process computes its part of an optimizer step in `steps` pieces: less memory, the same training. Raises
+    UserError if the part has fewer images than that, or if the config sets another micro_batch_size.
+
+    Args:
+        images: in the training split.
     """
     if steps == 1:
         return config
@@ -65,7 +68,7 @@ def accumulated(config: TrainConfig, steps: int, images: int, accelerator: Accel
 
 
 def smallest_piece(count: int, batch_size: int, world_size: int, micro_batch_size: int | None) -> int:
-    """The fewest images that any forward pass of an epoch over `count` images has, fillers among them."""
+    """The fewest images in a forward pass of an epoch over `count` images; a filler counts as one."""
     smallest = batch_size
     for global_count in {min(batch_size, count), count % batch_size or min(batch_size, count)}:
         largest_part = -(-global_count // world_size)
@@ -75,7 +78,7 @@ def smallest_piece(count: int, batch_size: int, world_size: int, micro_batch_siz
 
 
 def check_single_images(config: TrainConfig, data: Dataset, world_size: int) -> None:
-    """Raises UserError where a step is given a single image of which the model's batch norm sees a single pixel."""
+    """Raises UserError if a forward pass may have one image only, of which batch norm sees a single pixel."""
     if smallest_piece(len(data.train), config.batch_size, world_size, config.micro_batch_size) > 1:
         return
     with torch.device("meta"):
@@ -88,15 +91,15 @@ def check_single_images(config: TrainConfig, data: Dataset, world_size: int) -> 
                     f"batch_size: {config.batch_size} leaves a step with a single image for a process, of which batch "
                     f"norm cannot learn at {phase.size} pixels; choose another batch_size, more pixels or --norm group"
                 ) from error
-            except RuntimeError:  # something that only real weights can compute
+            except RuntimeError:  # not computable on the meta device
                 return
 
 
 def fit_micro_batch_size(accelerator: Accelerator, model: nn.Module, part: int, image_size: int) -> int:
-    """The largest of part, part / 2, part / 4, ... images that a training step of `model` has memory for.
+    """The largest of part, part / 2, part / 4, ... images that fit into memory in a training step of `model`.
 
-    All ranks agree on the smallest that any of them found. Call it before the model is prepared, and has synchronised
-    batch norm: the ranks would wait for each other in a pass that one of them cannot finish.
+    All ranks agree on the smallest. To be called before the model is prepared or has synchronised batch norm: the ranks
+    would wait for each other in a pass that one of them cannot finish. Raises EnvironmentFault if no image fits.
     """
 
     def attempt(size: int) -> None:

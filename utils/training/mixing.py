@@ -1,6 +1,6 @@
 """MixUp (Zhang et al. 2018, arXiv:1710.09412) and CutMix (Yun et al. 2019, arXiv:1905.04899), by torchvision.
 
-torchvision mixes each image of a batch with the one before it. A rank gets the one image before its part as well
+torchvision mixes each image of a batch with the one before it. A rank also gets the image before its part
 (data.loaders.Steps, `lead`), so that every image has the same partner however the batch is divided.
 """
 

@@ -105,13 +105,13 @@ def orthogonalised(matrix: Tensor) -> Tensor:
 
 
 def muon_arithmetic(device: torch.device) -> str:
-    """How Muon's updates are computed on a device, in words that change whenever the result would."""
+    """How Muon computes its updates on a device; the text changes whenever the result would."""
     form = "bf16 products" if _computes_in_bf16(device) else "fp32 Gram matrix"
     return f"{len(COEFFICIENTS)} iterations, {form}"
 
 
 def _computes_in_bf16(device: torch.device) -> bool:
-    """Of CUDA devices, those that do not emulate it."""
+    """True on CUDA devices that do not emulate bfloat16."""
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
@@ -127,7 +127,7 @@ def _by_gram(wide: Tensor) -> Tensor:
 
 
 def _factor(gram: Tensor, square: Tensor, a: float, b: float, c: float) -> Tensor:
-    """What an iteration multiplies the matrix by: a + b G + c G^2."""
+    """a + b G + c G^2, by which an iteration multiplies the matrix."""
     factor = (b * gram).add_(square, alpha=c)
     factor.diagonal().add_(a)
     return factor

@@ -1,4 +1,4 @@
-"""Statistics of batch norm after a short epoch: taken anew from training images, with the weights as they are."""
+"""Batch norm's running statistics: re-estimated after a short epoch, and reset when the image size changes."""
 
 import contextlib
 import math
@@ -12,35 +12,35 @@ from data.preprocessing import to_input
 from utils.training.micro_batch import micro_batches
 from utils.training.run import Run
 
-SHORT_EPOCH = 40  # steps, over which running means with torch's momentum of 0.1 forget all but 1.5 % of what was before
-IMAGES = 512  # that the statistics are taken from, or one batch where that is more
+SHORT_EPOCH = 40  # steps; in 40, running means with torch's momentum of 0.1 forget all but 1.5 % of earlier values
+IMAGES = 512  # for the estimate, or one batch if that is more
 
 
 @torch.no_grad()
-def settle_statistics(run: Run) -> None:
-    """At the end of an epoch of fewer than SHORT_EPOCH steps, makes norm statistics those of the weights to be scored.
+def reestimate_statistics(run: Run) -> None:
+    """At the end of an epoch of fewer than SHORT_EPOCH steps, estimates the norm statistics of the current weights from
+    IMAGES training images ("precise" batch norm, Wu and Johnson 2021, arXiv:2105.07576).
 
-    Running means lag by some ten steps, and in so few the weights of a layer and of all below it change a lot: after
-    the first 23 steps on the digits they gave a test loss of 35 and 23 % where statistics of 512 images give 0.7 and
-    78 % (Wu and Johnson 2021, arXiv:2105.07576, "precise" batch norm). The images are the first of an epoch beyond the
-    last, so that the result is a function of weights and seed alone, and a resumed run has the same.
+    Running means lag by some ten steps, within which the weights change a lot at first: after 23 steps on the digits
+    they gave a test loss of 35 and 23 % accuracy, where statistics of 512 images give 0.7 and 78 %. The images are the
+    first of an epoch beyond the last, so the result is a function of weights and seed alone, the same after a resume.
 
     To be called on every rank; the statistics are the mean over the ranks.
     """
-    model, state, accelerator = run.eval_model, run.state, run.accelerator
+    model, state, accelerator, plan = run.eval_model, run.state, run.accelerator, run.plan
     layers = [layer for layer in model.modules() if getattr(layer, "running_mean", None) is not None]
-    if not layers or run.steps_per_epoch >= SHORT_EPOCH or state.step != run.epoch_end:
+    if not layers or plan.steps_per_epoch >= SHORT_EPOCH or state.step != plan.epoch_end(state.epoch):
         return
     steps = run.loader.steps
     was_training = model.training
-    model.eval()  # dropout and the like stay off
+    model.eval()  # no dropout
     for layer in layers:
         layer.train()
     with fresh_statistics(model, begin=True):
         batches = run.loader.epoch(run.config.epochs)
         for _, batch in zip(range(math.ceil(IMAGES / steps.batch_size)), batches, strict=False):
             images, labels = batch.images[steps.lead :], batch.labels[steps.lead :]
-            inputs = to_input(images, run.mean, run.std, run.config.channels_last, run.last_phase.size)
+            inputs = to_input(images, run.mean, run.std, run.config.channels_last, run.resolution)
             for piece in micro_batches(
                 inputs, labels, batch.count, batch.global_count, run.micro_batch_size, steps.world_size
             ):
@@ -54,15 +54,15 @@ def settle_statistics(run: Run) -> None:
 
 @contextlib.contextmanager
 def fresh_statistics(model: nn.Module, begin: bool) -> Iterator[None]:
-    """Where `begin`, a step in which batch norm forgets its running statistics and takes those of the step's images.
+    """If `begin`, batch norm resets its running statistics and takes the mean over the block's forward passes instead.
 
-    To be put around the first step on images of another size, whose statistics are others.
+    For the first step at another image size, which has other statistics.
     """
     layers: list[Any] = [module for module in model.modules() if hasattr(module, "running_mean")] if begin else []
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
-        layer.momentum = None  # torch's plain mean over all that follows: over all micro-batches of the step
+        layer.momentum = None  # torch's cumulative mean: over all micro-batches of the step
     try:
         yield
     finally:

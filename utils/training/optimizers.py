@@ -12,9 +12,13 @@ from utils.system.errors import UserError, suggestion
 from utils.system.reading import shown
 from utils.training.muon import Muon, muon_arithmetic
 
-STEP = "step"  # a single number; everything else that an optimizer keeps of a parameter has its shape
-KEPT = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"exp_avg", "exp_avg_sq", STEP}}
-NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+STEP = "step"  # a single number; all other state of a parameter has its shape
+STATE = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"exp_avg", "exp_avg_sq", STEP}}
+NORM_LAYERS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    *(nn.GroupNorm, nn.LayerNorm),
+)
 
 
 def create_optimizer(
@@ -30,22 +34,24 @@ def create_optimizer(
 
     The learning rate is set at every step.
 
-    - Without `decay_norm_and_bias`, weight decay spares the parameters with fewer than two dimensions, and those that a
-      timm model names in `no_weight_decay`, such as position embeddings.
-    - The biases of norm layers learn at `norm_bias_lr_factor` times the rate, at the same decay per step (Page 2018;
-      64 in Jordan 2024, arXiv:2404.00498).
-    - muon is for convolution filters and the matrices inside a transformer; everything else gets AdamW at the same rate
+    - Without `decay_norm_and_bias`, parameters with fewer than two dimensions have no weight decay, nor have those that
+      a timm model names in `no_weight_decay`, such as position embeddings.
+    - The biases of norm layers learn at `norm_bias_lr_factor` times the lr, with the same decay per step (Page 2018; 64
+      in Jordan 2024, arXiv:2404.00498).
+    - muon is for convolution filters and the matrices inside a transformer; everything else gets AdamW at the same lr
       (see muon.py).
+
+    Raises UserError for another name.
     """
     norm_biases = {
         id(module.bias) for module in model.modules() if isinstance(module, NORM_LAYERS) and module.bias is not None
     }
-    spared: Collection[str] = getattr(model, "no_weight_decay", tuple)()
+    without_decay: Collection[str] = getattr(model, "no_weight_decay", tuple)()
     groups: dict[tuple, dict] = {}
     for full_name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decay = weight_decay if decay_norm_and_bias or (parameter.ndim >= 2 and full_name not in spared) else 0.0
+        decay = weight_decay if decay_norm_and_bias or (parameter.ndim >= 2 and full_name not in without_decay) else 0.0
         factor = norm_bias_lr_factor if id(parameter) in norm_biases else 1.0
         group = groups.setdefault((decay, factor), {"params": [], "weight_decay": decay / factor, "lr_factor": factor})
         group["params"].append(parameter)
@@ -61,7 +67,7 @@ def create_optimizer(
 
 
 def optimizer_arithmetic(name: str, device: torch.device) -> dict[str, str]:
-    """What environment.json says of how an optimizer computes on a device, where versions or devices differ in it."""
+    """How an optimizer computes on a device, for environment.json; empty if that is the same everywhere."""
     return {"muon_arithmetic": muon_arithmetic(device)} if name == "muon" else {}
 
 
@@ -75,9 +81,9 @@ def inner_weights(model: nn.Module) -> set[Tensor]:
     }
 
 
-def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_factor"]
+        group["lr"] = lr * group["lr_factor"]
 
 
 def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
@@ -92,37 +98,41 @@ def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tenso
 
 
 def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Puts back what optimizer_tensors gave. Raises UserError for what this optimizer does not keep of this model."""
+    """Restores the state from optimizer_tensors. Raises UserError for state that this optimizer does not have."""
     parameters: dict[str, Tensor] = dict(model.named_parameters())
-    kept = _kept(optimizer)
+    expected = _expected_state(optimizer)
     optimizer.state.clear()
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition("/")
         parameter = parameters.get(name)
-        if parameter is None or (kept and key not in kept.get(parameter, ())) or not _fits(tensor, key, parameter):
+        if (
+            parameter is None
+            or (expected and key not in expected.get(parameter, ()))
+            or not _fits(tensor, key, parameter)
+        ):
             raise UserError(f"resume: the optimizer state {shown(full_name)} does not fit the model")
         # Same memory layout as the parameter; scalars such as AdamW's step stay where torch keeps them.
         value = tensor.clone() if key == STEP else torch.empty_like(parameter).copy_(tensor)
         optimizer.state[parameter][key] = value.to(parameter.device) if optimizer.defaults.get("fused") else value
     for name, parameter in model.named_parameters():
-        missing = kept.get(parameter, set()) - optimizer.state.get(parameter, {}).keys()
+        missing = expected.get(parameter, set()) - optimizer.state.get(parameter, {}).keys()
         if missing and parameter in optimizer.state:
             raise UserError(f"resume: the optimizer state {name}/{min(missing)} is missing")
 
 
 def _fits(tensor: Tensor, key: str, parameter: Tensor) -> bool:
-    """Whether a tensor is what an optimizer may keep under this name."""
+    """Whether a tensor can be the state of this name."""
     if key == STEP:
         return tensor.dtype == torch.float32 and tensor.ndim == 0 and bool(tensor.isfinite()) and tensor.item() >= 0
     return tensor.is_floating_point() and tensor.shape == parameter.shape
 
 
-def _kept(optimizer: Optimizer) -> dict[Tensor, set[str]]:
-    """What an optimizer keeps of each parameter, once it has updated it; without those of optimizers not known here."""
+def _expected_state(optimizer: Optimizer) -> dict[Tensor, set[str]]:
+    """The names of each parameter's state once it was updated; empty for optimizers that are not in STATE."""
     kind = type(getattr(optimizer, "optimizer", optimizer))  # in Accelerate's wrapper
     return {
-        parameter: KEPT[torch.optim.SGD if group.get("muon") else torch.optim.AdamW if kind is Muon else kind]
+        parameter: STATE[torch.optim.SGD if group.get("muon") else torch.optim.AdamW if kind is Muon else kind]
         for group in optimizer.param_groups
         for parameter in group["params"]
-        if kind in (Muon, *KEPT)
+        if kind in (Muon, *STATE)
     }

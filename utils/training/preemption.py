@@ -24,12 +24,12 @@ REPEAT_SECONDS = 1.0  # Ctrl-C reaches a rank from the terminal and again from t
 
 
 class StopRequest:
-    """Notes stop signals, and lets all ranks agree on them at a step boundary. Use as a context manager.
+    """Records stop signals, and lets all ranks agree on them at a step boundary. Use as a context manager.
 
     A second SIGINT ends the process at once.
 
     Attributes:
-        answer: what is done about a signal at this point of the program, for the line that it is answered with.
+        answer: printed when a signal arrives: what happens next at this point of the program.
     """
 
     answer = "stopping when the set-up is done"
@@ -37,7 +37,7 @@ class StopRequest:
     def __init__(self, accelerator: Accelerator, peer_timeout: int = 600):
         self.signum = 0
         self._process = os.getpid()
-        self._noted_at = 0.0
+        self._received_at = 0.0
         self._before: dict[int, object] = {}
         self._group: Any = None
         self._many = accelerator.num_processes > 1
@@ -48,28 +48,28 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             under_nohup = HANGUP and signal.getsignal(HANGUP) is signal.SIG_IGN  # nothing to stop for
-            heeded = [signum for signum in STOP_SIGNALS if not (under_nohup and signum == HANGUP)]
-            self._before = {signum: signal.signal(signum, self._note) for signum in heeded}
+            handled = [signum for signum in STOP_SIGNALS if not (under_nohup and signum == HANGUP)]
+            self._before = {signum: signal.signal(signum, self._record) for signum in handled}
         return self
 
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)  # type: ignore[arg-type]
 
-    def _note(self, signum: int, _frame: FrameType | None) -> None:
+    def _record(self, signum: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a loader worker, which Ctrl-C and Slurm reach too: it ends with this process
             return
-        from_agent = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._noted_at < REPEAT_SECONDS
+        from_agent = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._received_at < REPEAT_SECONDS
         if self.signum and signum == signal.SIGINT and not from_agent:
             leave(128 + signal.SIGINT, "interrupted twice: stopped at once, without saving")
         if not self.signum:
-            self.signum, self._noted_at = signum, time.monotonic()
+            self.signum, self._received_at = signum, time.monotonic()
             if rank() == 0:
                 print(f"\n{signal.Signals(signum).name} received: {self.answer}", file=sys.stderr)
 
     @contextlib.contextmanager
     def answering(self, answer: str) -> Iterator[None]:
-        """Has a signal in the block answered with other words."""
+        """Sets `answer` for the block."""
         before, self.answer = self.answer, answer
         try:
             yield

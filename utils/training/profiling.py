@@ -15,26 +15,28 @@ class StepProfiler:
     It records once and costs nothing afterwards.
 
     Args:
-        folder: of the run.
+        folder: of the run; None: nothing is recorded.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path | None):
+        self._steps_left = SKIPPED + RECORDED if folder else 0
+        if folder is None:
+            return
         self.folder = folder / "profile"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
         plan = schedule(wait=SKIPPED - 1, warmup=1, active=RECORDED, repeat=1)
         self._profile = profile(activities=activities, schedule=plan, on_trace_ready=self._write)
-        self._steps = 0
         self._profile.start()
 
     def step(self) -> None:
         """To be called after every optimizer step."""
-        if self._steps < SKIPPED + RECORDED:
+        if self._steps_left:
             self._profile.step()
-            self._steps += 1
+            self._steps_left -= 1
 
     def close(self) -> None:
-        """Writes what there is where training ended before all steps were recorded."""
-        if self._steps < SKIPPED + RECORDED:
+        """Writes what was recorded if training ended before all of the steps."""
+        if self._steps_left:
             self._profile.stop()
 
     def _write(self, recorded: profile) -> None:

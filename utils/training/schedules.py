@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of the optimizer step, so that a resume cannot put them out of step."""
+"""Learning-rate schedules: pure functions of the optimizer step, with no state to restore."""
 
 import math
 
@@ -12,13 +12,13 @@ def learning_rate_factor(schedule: str, step: int, total_steps: int, warmup_frac
     """The share of the peak learning rate for the update after `step` finished ones (0 <= step < total_steps).
 
     - onecycle: cosine from 1/25 up to 1, then cosine down to 1/250,000 (Smith and Topin 2017, arXiv:1708.07120, with
-      torch's OneCycleLR constants). From 10 steps on it is torch's; in fewer the peak is moved to the nearest step,
+      torch's OneCycleLR constants). From 10 steps on it equals torch's; in fewer the peak moves to the nearest step,
       since torch's lies between two of them or before the first.
     - cosine, linear: down to 0 at the end of training, which is after the last update, after a linear warm-up.
     - step: a tenth at one half and again at three quarters of the run, after a linear warm-up.
     - constant: 1, after a linear warm-up.
 
-    The linear warm-up ends before the last step, whatever its share.
+    The linear warm-up ends before the last step, whatever its share. Raises UserError for another schedule.
     """
     if schedule not in SCHEDULES:
         raise UserError(f"schedule: {schedule!r} is not allowed; choose from {', '.join(SCHEDULES)}")

@@ -1,0 +1,150 @@
+"""Makes a run: data, then model, then optimizer."""
+
+import dataclasses
+import os
+import sys
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from data.preprocessing import to_input
+from data.sources import download
+from data.splits import Dataset
+from models import create_model, model_arguments
+from models.norm import with_synchronised_batch_norm
+from models.summary import describe_model
+from utils.config import TrainConfig
+from utils.runs.directory import RunDirectory
+from utils.system.bf16 import check_bf16
+from utils.system.errors import one_line, raise_on_all_ranks
+from utils.system.launch import accumulation_steps
+from utils.tracking.tracker import Text, Tracker
+from utils.training.averaging import Ema, Lookahead
+from utils.training.debugging import shortened
+from utils.training.launches import difference, launch_of, with_launch
+from utils.training.loading import choose_backend, create_train_loader, load_once_per_machine, sample_images
+from utils.training.meters import Meters
+from utils.training.micro_batch import accumulated, check_single_images, fit_micro_batch_size
+from utils.training.mixing import Mixing
+from utils.training.optimizers import create_optimizer, optimizer_arithmetic
+from utils.training.plan import Plan
+from utils.training.profiling import StepProfiler
+from utils.training.progress import TrainState
+from utils.training.run import Run
+from utils.training.snapshot import FILES, check_options, restore, saved_option
+
+INITIAL_IMAGES = 5000  # that a model may derive initial weights from
+
+
+def build(config: TrainConfig, accelerator: Accelerator, directory: RunDirectory) -> Run:
+    """A run ready to train, new or restored from the checkpoint that `resume` selects; writes its options to the
+    directory and opens the trackers. To be called on every rank.
+
+    Nothing in the directory is written before all that can be wrong with options, data and checkpoint was checked.
+    Raises UserError and EnvironmentFault on all ranks.
+    """
+    source, files = directory.find_resume(FILES) or (None, {})
+    with raise_on_all_ranks(accelerator):
+        if source:
+            check_options(files, source, config)
+        if accelerator.is_local_main_process:
+            download(config.dataset, config.data_dir)
+    data = shortened(load_once_per_machine(config, accelerator), config)
+    with raise_on_all_ranks(accelerator):
+        saved_backend = saved_option(files, "augment_backend", "albumentations") if source else None
+        config = accumulated(config, accumulation_steps(os.environ), len(data.train), accelerator)
+        check_single_images(config, data, accelerator.num_processes)
+        backend = choose_backend(config, saved_backend, data.train, accelerator)
+        config = dataclasses.replace(config, augment_backend=backend)
+        plan = Plan(config, len(data.train), data.image_size)
+        loader = create_train_loader(config, backend, data, accelerator)
+        model = _initial_model(config, data, accelerator.device, new=source is None)
+        optimizer = create_optimizer(
+            config.optimizer,
+            model,
+            config.momentum,
+            config.nesterov,
+            config.weight_decay,
+            config.decay_norm_and_bias,
+            config.norm_bias_lr_factor,
+        )
+        ema = Ema(model, config.ema_decay) if config.ema_decay is not None else None
+        lookahead = None
+        if config.lookahead_steps is not None:
+            lookahead = Lookahead(model, config.lookahead_steps, config.lookahead_decay)
+
+    device, many = accelerator.device, accelerator.num_processes > 1
+    micro_batch_size = config.micro_batch_size
+    if micro_batch_size is None and device.type != "cpu":  # a CPU's memory runs out without an error to act on
+        part = -(-min(config.batch_size, plan.images) // accelerator.num_processes)
+        micro_batch_size = fit_micro_batch_size(accelerator, model, part, data.image_size)
+    if device.type == "cuda" and many:
+        model = with_synchronised_batch_norm(model)  # with the same parameters
+    ddp_model, optimizer = accelerator.prepare(model, optimizer)
+    if ema:
+        accelerator.prepare_model(ema.model, evaluation_mode=True)
+    run = Run(
+        config=config,
+        accelerator=accelerator,
+        directory=directory,
+        data=data,
+        loader=loader,
+        mean=torch.tensor(data.mean, device=device),
+        std=torch.tensor(data.std, device=device),
+        plan=plan,
+        model=model,
+        ddp_model=ddp_model,
+        optimizer=optimizer,
+        micro_batch_size=micro_batch_size,
+        mixing=Mixing(config.mixup, config.cutmix, len(data.class_names)) if config.mixup or config.cutmix else None,
+        ema=ema,
+        lookahead=lookahead,
+        meters=Meters(device),
+        profiler=StepProfiler(directory.path if config.profile and accelerator.is_main_process else None),
+        state=TrainState(learning_rate=0.0 if config.lr == "auto" else config.lr),
+    )
+    if source:
+        with raise_on_all_ranks(accelerator):
+            restore(run, files, source)
+            run.meters.clock.restore(run.state.train_seconds)
+        accelerator.print(f"resumed from {source} (step {run.state.step})")
+    arithmetic = {"bf16_slowdown": check_bf16(accelerator), **optimizer_arithmetic(config.optimizer, device)}
+    directory.start(config, run.state.metrics_size, source, data, arithmetic)
+    if accelerator.is_main_process:
+        _note_launch(run)
+        directory.track(lambda tracker: _show_model(tracker, config, data))
+    return run
+
+
+def _model(config: TrainConfig, data: Dataset) -> nn.Module:
+    return create_model(config.model, len(data.class_names), **model_arguments(config, data.image_size))
+
+
+def _initial_model(config: TrainConfig, data: Dataset, device: torch.device, new: bool) -> nn.Module:
+    """The model on its device; a new run's may derive its weights from training images (`initialise_from`)."""
+    torch.manual_seed(config.seed)
+    model = _model(config, data)
+    initialise_from = getattr(model, "initialise_from", None)
+    if initialise_from and new:
+        mean, std = torch.tensor(data.mean), torch.tensor(data.std)
+        initialise_from(to_input(sample_images(data.train, INITIAL_IMAGES), mean, std))
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    return model.to(device, memory_format=layout)  # type: ignore[call-overload]
+
+
+def _note_launch(run: Run) -> None:
+    """Adds this launch to the run's history, if there are steps left to train; warns of what differs from the launch
+    that the run began with."""
+    state, launch = run.state, launch_of(run.directory.environment)
+    if state.evaluated_step >= run.plan.last_step:
+        return
+    if state.step and (line := difference(state.launches, launch)):
+        print(f"warning: {one_line(line)}", file=sys.stderr)
+    state.launches = with_launch(state.launches, state.step, launch)
+
+
+def _show_model(tracker: Tracker, config: TrainConfig, data: Dataset) -> None:
+    """The model layer by layer, once in a tracker. It is made anew: Accelerate has changed the forward of the other."""
+    if tracker.fresh:
+        tracker.show({"model_summary": Text(describe_model(_model(config, data), data.image_size))}, step=0)
