@@ -27,7 +27,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.loaders import EvaluationLoader
 from data.preprocessing import to_input
-from models.saved import load_model
 from utils.evaluation.tta import tta_logits
 from utils.runs.saved_run import open_run
 from utils.system.errors import UserError
@@ -74,7 +73,7 @@ def bare_pass(settings: argparse.Namespace) -> float:
     """Seconds in the model, after one batch to warm up."""
     accelerator = create_accelerator(default_precision=PRECISION)
     run = open_run(Path(settings.run), "run", settings.dataset, settings.data_dir)
-    model, config = load_model(run.model_folder)
+    model, config = run.load_model()
     statistics_of_inputs = [torch.tensor(values, device=accelerator.device) for values in (config.mean, config.std)]
     batches = [
         to_input(images, *statistics_of_inputs, size=config.resolution)

@@ -59,22 +59,9 @@ def set_up(config: AnalyzeConfig, accelerator: Accelerator) -> Analysis:
 
 
 def open_model(config: AnalyzeConfig, path: Path, option: str) -> tuple[SavedRun, nn.Module, ModelConfig]:
-    """A run and its model, of a newer checkpoint if a training in progress deletes the one that was found.
-
-    Raises UserError.
-
-    Args:
-        option: the one that names `path`, for errors.
-    """
+    """A run and its model. Raises UserError; `option` is the one that names `path`."""
     run = open_run(path, option, config.dataset, config.data_dir)
-    while True:
-        try:
-            return run, *run.load_model()
-        except UserError:
-            found = run.model_folder
-            run = open_run(path, option, config.dataset, config.data_dir)
-            if run.model_folder == found:
-                raise
+    return run, *run.load_model()
 
 
 def _check_forward(config: ModelConfig, images: int, accelerator: Accelerator) -> None:
