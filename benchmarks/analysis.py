@@ -4,7 +4,8 @@
 
 In turns, since a machine's speed drifts: the bare pass (the model in bf16 on batches that lie normalised in memory,
 with its test-time augmentation), analyze.py into an empty folder, and analyze.py once more, which finds the predictions
-kept and makes everything else again. Prints the medians over the rounds, with the lowest and the highest, and from them
+cached and makes everything else again. Prints the medians over the rounds, with the lowest and the highest, and from
+them
 
 - predicting: the first call less the second, over the bare pass;
 - everything else: the first call less 1.15 bare passes, which for 10,000 images is to be at most 20 seconds.
