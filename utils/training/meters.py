@@ -78,6 +78,7 @@ class Clock:
         return self.running(False)
 
     def begin_lap(self) -> None:
+        self._read(self._since is not None)
         self._lap_began_at, self._images = self.seconds, 0
 
     def count(self, images: int) -> None:
