@@ -109,7 +109,7 @@ def suggest(lrs: list[float], smoothed: list[float], share: float) -> float:
     The steepest point of a noisy curve jumps between seeds; the minimum of the smoothed one does not. The mean lags ten
     steps behind, in which the learning rate triples, so that a third of it is where the loss itself was lowest. Muon
     takes the whole: the length of its updates does not depend on the gradient, and the noise of a larger learning rate
-    goes as the schedule decays (docs/results/README.md).
+    goes as the schedule decays (docs/log.md).
     """
     return share * min(zip(smoothed, lrs, strict=True))[1]
 
