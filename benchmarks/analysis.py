@@ -4,7 +4,8 @@
 
 In turns, since a machine's speed drifts: the bare pass (the model in bf16 on batches that lie normalised in memory,
 with its test-time augmentation), analyze.py into an empty folder, and analyze.py once more, which finds the predictions
-kept and makes everything else again. Prints the medians over the rounds, with the lowest and the highest, and from them
+cached and makes everything else again. Prints the medians over the rounds, with the lowest and the highest, and from
+them
 
 - predicting: the first call less the second, over the bare pass;
 - everything else: the first call less 1.15 bare passes, which for 10,000 images is to be at most 20 seconds.
@@ -26,7 +27,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.loaders import EvaluationLoader
 from data.preprocessing import to_input
-from models.saved import load_model
 from utils.evaluation.tta import tta_logits
 from utils.runs.saved_run import open_run
 from utils.system.errors import UserError
@@ -73,7 +73,7 @@ def bare_pass(settings: argparse.Namespace) -> float:
     """Seconds in the model, after one batch to warm up."""
     accelerator = create_accelerator(default_precision=PRECISION)
     run = open_run(Path(settings.run), "run", settings.dataset, settings.data_dir)
-    model, config = load_model(run.model_folder)
+    model, config = run.load_model()
     statistics_of_inputs = [torch.tensor(values, device=accelerator.device) for values in (config.mean, config.std)]
     batches = [
         to_input(images, *statistics_of_inputs, size=config.resolution)

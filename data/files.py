@@ -42,22 +42,22 @@ class ImageFiles(Images):
 
     def take(self, indices: Positions) -> np.ndarray:
         images = np.empty((len(indices), self.size, self.size, 3), np.uint8)
-        for position, index in enumerate(indices):
-            images[position] = read_image(self.paths[index], self.size)
+        self._fill(images, indices)
         return images
 
     def decode(self, indices: Positions, block: int = 64) -> np.ndarray:
         images = np.empty((len(indices), self.size, self.size, 3), np.uint8)
-
-        def fill(start: int) -> None:
-            images[start : start + block] = self.take(indices[start : start + block])
-
+        starts = range(0, len(indices), block)
         with ThreadPoolExecutor(self._threads()) as pool:
-            list(pool.map(fill, range(0, len(indices), block)))
+            list(pool.map(lambda at: self._fill(images[at : at + block], indices[at : at + block]), starts))
         return images
 
+    def _fill(self, images: np.ndarray, indices: Positions) -> None:
+        for position, index in enumerate(indices):
+            images[position] = read_image(self.paths[index], self.size)
+
     def originals(self, indices: Positions) -> list[np.ndarray]:
-        return [decode_file(self.paths[index]) for index in indices]
+        return [np.asarray(decode_file(self.paths[index])) for index in indices]
 
     def content(self) -> Iterator[Any]:
         """Paths, sizes and times of modification, since reading all files would take minutes."""
@@ -80,8 +80,8 @@ def read_image(path: str | Path, size: int) -> np.ndarray:
     return fit(decode_file(path, size), size)
 
 
-def decode_file(path: str | Path, size: int | None = None) -> np.ndarray:
-    """An image file as uint8 RGB (height, width, 3), upright.
+def decode_file(path: str | Path, size: int | None = None) -> Image.Image:
+    """An image file as RGB of 8 bits a channel, upright, of its own size.
 
     - A photo is turned as its EXIF orientation says.
     - An animation is represented by its first frame.
@@ -103,14 +103,15 @@ def decode_file(path: str | Path, size: int | None = None) -> np.ndarray:
             if size is not None:
                 image.draft("RGB", (size, size))
             ImageOps.exif_transpose(image, in_place=True)
+            image.load()
             return to_rgb(image)
     except Exception as error:  # on damaged files Pillow raises errors of almost every kind
         reason = str(error) or type(error).__name__
         raise UserError(f"data_dir: {path} is not a readable image ({reason})") from error
 
 
-def to_rgb(image: Image.Image) -> np.ndarray:
-    """uint8 (height, width, 3), on white. Pillow alone would clip 16-bit grey at 255 and show hidden colours."""
+def to_rgb(image: Image.Image) -> Image.Image:
+    """As RGB of 8 bits a channel, on white. Pillow alone would clip 16-bit grey at 255 and show hidden colours."""
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers")
     if image.mode.startswith("I"):
@@ -118,4 +119,4 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -1,4 +1,4 @@
-"""Images by position: one contract for arrays, for files that are decoded on demand, and for what is still to come."""
+"""Images by position: one contract for arrays, files, and whatever else holds images."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ class Images(ABC):
     A new kind of images implements `__len__` and `take`; the rest follows from them.
 
     Attributes:
-        fitted: whether the images were cropped or scaled, so that `originals` are others.
+        fitted: whether the images were cropped or scaled, so that they differ from `originals`.
     """
 
     fitted: bool = False
@@ -30,7 +30,7 @@ class Images(ABC):
         """The images at these positions, a new array (n, size, size, 3)."""
 
     def decode(self, indices: Positions) -> np.ndarray:
-        """As `take`, on several threads if that is faster: for a start, not for a loader worker."""
+        """As `take`, on several threads if that is faster; not for loader workers, which share the cores."""
         return self.take(indices)
 
     def originals(self, indices: Positions) -> list[np.ndarray]:
@@ -39,12 +39,11 @@ class Images(ABC):
 
     @property
     def in_memory(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """The array that the images lie in, (m, size, size, 3), and their positions in it; None if they are decoded
-        whenever they are taken."""
+        """The array that holds the images, (m, size, size, 3), and their positions in it; None if `take` decodes."""
         return None
 
     def content(self) -> Iterator[Any]:
-        """What identifies these images, as bytes or arrays for a digest: their pixels, if nothing cheaper does."""
+        """What a digest of the images is computed over, as bytes or arrays: by default their pixels."""
         for start in range(0, len(self), BLOCK):
             yield np.ascontiguousarray(self.take(np.arange(start, min(start + BLOCK, len(self)))))
 
@@ -86,7 +85,7 @@ class InMemory(Images):
 
 
 class Subset(Images):
-    """Some of other images, of which nothing is copied: position i is images[indices[i]]."""
+    """A selection of other images, without a copy: position i is images[indices[i]]."""
 
     def __init__(self, images: Images, indices: np.ndarray):
         self.images, self.indices, self.fitted = images, indices, images.fitted

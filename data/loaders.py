@@ -133,7 +133,7 @@ class _TorchLoader:
             batches = iter(self._loader)
         except OSError as error:  # no room for their semaphores in /dev/shm, no more processes, memory or open files
             raise EnvironmentFault(
-                f"the loader workers cannot be started ({one_line(error)}); --num_workers 0 needs none"
+                f"the loader workers cannot be started ({one_line(error)}); --num_workers 0 loads without them"
             ) from error
         for images, labels in batches:
             if self._warns and isinstance(images, np.ndarray):
@@ -188,7 +188,7 @@ class DeviceLoader:
     On a CPU they stay in the memory that all processes of the machine share. Only the order and the choices of an epoch
     are copied to the device, and the host never waits for it.
 
-    Raises ValueError if the images are not in memory, or the pipeline needs more of them than was fitted.
+    Raises ValueError if the images are not in memory, or the pipeline needs the originals of fitted ones.
     """
 
     def __init__(self, split: Split, pipeline: BatchPipeline, steps: Steps, device: torch.device):

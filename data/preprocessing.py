@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from data.images import Images
 
 
-def fit(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8 RGB (height, width, 3) to (size, size, 3): scaled to cover the square, cropped at its centre."""
-    if image.shape[:2] == (size, size):
-        return image
-    return np.asarray(ImageOps.fit(Image.fromarray(image), (size, size), Image.Resampling.BILINEAR))
+def fit(image: Image.Image, size: int) -> np.ndarray:
+    """An RGB image as uint8 (size, size, 3): scaled to cover the square, cropped at its centre."""
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image)
 
 
 def channel_statistics(

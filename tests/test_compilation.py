@@ -61,7 +61,7 @@ def test_what_the_launcher_sets_unasked_changes_nothing():
         (True, variables(MODE="nonsense"), "MODE: 'nonsense' is not allowed; choose from default"),
         (False, variables(MODE="max-autotune"), "MODE: nothing is compiled; add --compile true"),
         (True, variables(BACKEND="eager", MODE="max-autotune"), "MODE: max-autotune is a mode of inductor"),
-        (True, variables(USE_FULLGRAPH="maybe"), "USE_FULLGRAPH: 'maybe' is not allowed; it must be true or false"),
+        (True, variables(USE_FULLGRAPH="maybe"), "USE_FULLGRAPH='maybe' is not allowed; it must be true or false"),
         (False, variables(USE_DYNAMIC="true"), "USE_DYNAMIC: nothing is compiled"),
     ],
 )

@@ -191,7 +191,7 @@ def test_garbled_yaml_names_the_path(tmp_path, capsys, content):
 @pytest.mark.parametrize("content", ["", "# only a comment\n", "just text\n", "- a\n- b\n", "3\n"])
 def test_yaml_without_options_is_refused(tmp_path, capsys, content):
     path = yaml_file(tmp_path, content)
-    assert f"config: {path} holds no options" in mistake(capsys, "--config", path)
+    assert f"config: {path} contains no options" in mistake(capsys, "--config", path)
 
 
 @pytest.mark.parametrize("tag", ["object/apply:os.system", "object/new:os.system"])
@@ -285,7 +285,7 @@ def test_missing_value_says_what_is_allowed(capsys):
         ("trackers", "wandb,mlflow", "'mlflow'", "wandb, tensorboard, trackio, none"),
         ("trackers", "", "[]", "each tracker once, or none"),
         ("trackers", "wandb,wandb", "['wandb', 'wandb']", "each tracker once"),
-        ("trackers", "none,wandb", "none,wandb", "none stands alone"),
+        ("trackers", "none,wandb", "none,wandb", "none cannot be combined with others"),
         ("cutout", "40", "40", "at most image_size (32)"),
     ],
 )

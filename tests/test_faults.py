@@ -398,7 +398,7 @@ def test_shared_memory_that_fills_up_during_a_run_costs_a_warning_and_room_for_n
     assert run(*machine.within(train_script), tiny_config(folder, **BY_WORKERS), log=log) == [1]
     (line,) = lines(log, "error: ")
     assert "the loader workers cannot be started ([Errno 28] No space left on device" in line
-    assert f"--num_workers 0 does without them; the same command resumes from step-{saved_step(folder):06d}" in line
+    assert f"--num_workers 0 loads without them; the same command resumes from step-{saved_step(folder):06d}" in line
 
 
 def test_a_killed_loader_worker_ends_the_run_with_one_line_and_it_goes_on(tmp_path):

@@ -249,7 +249,7 @@ def test_plan_that_cannot_be_followed_names_what_is_allowed(plan):
 
 
 def test_plan_below_the_smallest_size_says_how_small_it_may_be():
-    with pytest.raises(UserError, match="from 8 pixels on"):
+    with pytest.raises(UserError, match="of at least 8 pixels"):
         parse_resolution("4@0.5,32")
 
 
@@ -258,7 +258,7 @@ def test_without_a_plan_there_is_one_size():
 
 
 def test_plan_must_end_at_the_size_of_the_images():
-    with pytest.raises(UserError, match=r"'16@0.5,24' is not allowed; it must end at the size of the images, 32"):
+    with pytest.raises(UserError, match=r"'16@0.5,24' is not allowed; it must end at the image size, 32"):
         resolution_phases("16@0.5,24", 32, 100)
 
 

@@ -14,9 +14,9 @@ from utils.plots.curves import epoch_curves
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Which of the two is right, for every image: booleans (images,), of the first four exactly one is true.
+    """Which of the two is correct, for every image: booleans (images,), of the first four exactly one is true.
 
-    fixed: this run is right where the other was wrong. broken: this run is wrong where the other was right.
+    fixed: this run is correct, the other wrong. broken: this run is wrong, the other correct.
     shared: both are wrong; of these, same: with the same predicted class.
     """
 
@@ -27,7 +27,7 @@ class Outcomes:
     same: np.ndarray
 
     def summary(self) -> dict[str, Any]:
-        """Counts, the difference of the accuracies (this run's less the other's) and whether it may be chance."""
+        """Counts, the difference of the accuracies (this run minus the other) and whether it may be chance."""
         both_right, fixed, broken, shared, same = (int(flags.sum()) for flags in vars(self).values())
         return {
             "both_right": both_right,
@@ -42,21 +42,16 @@ class Outcomes:
 
 
 def compare(predictions: Predictions, other: Predictions) -> Outcomes:
-    """Sets two models' predictions of the same images against each other."""
-    right, other_right = (each.classes == each.labels for each in (predictions, other))
-    shared = ~right & ~other_right
-    return Outcomes(
-        right & other_right,
-        right & ~other_right,
-        ~right & other_right,
-        shared,
-        shared & (predictions.classes == other.classes),
-    )
+    """Compares the predictions of two models for the same images."""
+    mine, theirs = (each.classes == each.labels for each in (predictions, other))
+    shared = ~mine & ~theirs
+    same = shared & (predictions.classes == other.classes)
+    return Outcomes(mine & theirs, mine & ~theirs, ~mine & theirs, shared, same)
 
 
 def mcnemar(fixed: int, broken: int) -> float:
-    """The two-sided p-value of McNemar's test (1947), exact: were both models equally good, each image on which they
-    differ would be fixed or broken with a probability of one half."""
+    """The two-sided p-value of McNemar's test (1947), exact: if both models are equally good, each image on which they
+    differ is fixed or broken with a probability of one half."""
     from scipy.stats import binomtest
 
     return float(binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
@@ -76,7 +71,7 @@ def paired_interval(fixed: int, broken: int, count: int) -> tuple[float, float]:
 
 
 def per_class(outcomes: Outcomes, labels: np.ndarray, class_names: Sequence[str]) -> list[Row]:
-    """Recall of both on each class's images and their difference (this run's less the other's), with its interval.
+    """Recall of both runs on each class and the difference (this run minus the other), with its interval.
 
     A class without test images has no recall: None.
     """
@@ -106,13 +101,13 @@ def per_class(outcomes: Outcomes, labels: np.ndarray, class_names: Sequence[str]
 
 
 def most_confident_first(chosen: np.ndarray, predictions: Predictions) -> np.ndarray:
-    """Positions of the chosen images, in the order in which the predictions are sure of themselves."""
+    """Positions of the chosen images, the most confident predictions first."""
     positions = np.flatnonzero(chosen)
     return positions[np.argsort(-predictions.probabilities[positions].max(axis=1), kind="stable")]
 
 
 def other_answers(other: Predictions, positions: Iterable[int], class_names: Sequence[str]) -> list[str]:
-    """What the other run says of each image, in words."""
+    """The prediction of the other run for each image, in words."""
     return [
         f"the other: {class_names[other.classes[index]]} {100 * other.probabilities[index].max():.1f} %"
         for index in positions
@@ -120,7 +115,7 @@ def other_answers(other: Predictions, positions: Iterable[int], class_names: Seq
 
 
 def image_rows(outcomes: Outcomes, both: tuple[Predictions, Predictions], class_names: Sequence[str]) -> list[Row]:
-    """Every image that at least one of the two gets wrong."""
+    """Every image that at least one of the two misclassifies."""
     rows: list[Row] = []
     for index in np.flatnonzero(~outcomes.both_right).tolist():
         answers = [class_names[each.classes[index]] for each in both]
@@ -149,10 +144,10 @@ class History:
 
 
 def history(rows: Sequence[Row]) -> History | None:
-    """The test lines of metrics.jsonl; None where there are none.
+    """The test lines of metrics.jsonl; None if it has no such line.
 
-    Time is that of training alone: images over images per second of the training lines. The first runs did not note how
-    many images a line covers.
+    Time is that of training alone: images over images per second of the training lines. The first runs did not record
+    how many images a line covers.
     """
     points = epoch_curves(rows).get("test")
     if not points:

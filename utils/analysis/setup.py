@@ -24,12 +24,7 @@ def set_up(config: AnalyzeConfig, accelerator: Accelerator) -> Analysis:
     run, model, model_config = open_model(config, Path(config.run), "run")
     check_memory(forward_memory(model_config.without_weights(), model_config.input_size, gradients=True), str(run.path))
     cams = choose_cams(
-        model,
-        model_config.input_size,
-        config.cam_method,
-        config.cam_layer,
-        config.aug_smooth,
-        config.eigen_smooth,
+        model, model_config.input_size, config.cam_method, config.cam_layer, config.aug_smooth, config.eigen_smooth
     )
     folder = Path(config.output_dir or run.path / "analysis" / ("predict" if config.predict else ""))
     if accelerator.is_main_process:
@@ -64,22 +59,9 @@ def set_up(config: AnalyzeConfig, accelerator: Accelerator) -> Analysis:
 
 
 def open_model(config: AnalyzeConfig, path: Path, option: str) -> tuple[SavedRun, nn.Module, ModelConfig]:
-    """A run and its model, of a newer checkpoint if a training in progress deletes the one that was found.
-
-    Raises UserError.
-
-    Args:
-        option: the one that names `path`, for errors.
-    """
+    """A run and its model. Raises UserError; `option` is the one that names `path`."""
     run = open_run(path, option, config.dataset, config.data_dir)
-    while True:
-        try:
-            return run, *run.load_model()
-        except UserError:
-            found = run.model_folder
-            run = open_run(path, option, config.dataset, config.data_dir)
-            if run.model_folder == found:
-                raise
+    return run, *run.load_model()
 
 
 def _check_forward(config: ModelConfig, images: int, accelerator: Accelerator) -> None:
@@ -100,13 +82,13 @@ def _set_up_other(analysis: Analysis, path: Path) -> Analysis:
     ours = analysis.model_config
     if model_config.class_names != ours.class_names:
         raise UserError(
-            f"compare: {path} is not allowed; its classes ({some(model_config.class_names)}) are not those of "
-            f"{mine.path} ({some(ours.class_names)})"
+            f"compare: {path} is not allowed; its classes ({some(model_config.class_names)}) differ from "
+            f"those of {mine.path} ({some(ours.class_names)})"
         )
     if model_config.image_size != ours.image_size:
         raise UserError(
-            f"compare: {path} is not allowed; it is for images of {model_config.image_size} pixels, {mine.path} for "
-            f"images of {ours.image_size}"
+            f"compare: {path} is not allowed; its model takes images of {model_config.image_size} pixels, that of "
+            f"{mine.path} images of {ours.image_size}"
         )
     test = analysis.test
     if (run.dataset, run.data_dir) != (mine.dataset, mine.data_dir):

@@ -6,9 +6,9 @@ The output can be saved to a file that ~/.bashrc or ~/.zshrc sources. The script
 after `python` as after `accelerate launch` and its options.
 """
 
-import argparse
+import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from utils.config import AnalyzeConfig, TrainConfig
 from utils.config.options import options_of
@@ -80,18 +80,11 @@ def completion_script(shell: str) -> str:
     return "\n".join(parts) + DISPATCH[shell] % {"names": names, "commands": COMMANDS}
 
 
-class _Parser(argparse.ArgumentParser):
-    """Ends with one line, without its usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def main() -> None:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shell", choices=list(DISPATCH))
     try:
-        print(completion_script(parser.parse_args().shell))
+        if len(sys.argv) != 2 or sys.argv[1] not in DISPATCH:
+            raise UserError(f"usage: python -m utils.config.completion {'|'.join(DISPATCH)}")
+        print(completion_script(sys.argv[1]))
     except SuiteError as error:
         leave(error.exit_code, f"error: {error}")
 

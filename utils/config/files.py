@@ -81,13 +81,13 @@ def _read_mapping(path: str) -> dict[Hashable, Any]:
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise UserError(f"config: {path} is not a YAML file ({one_line(error)})") from error
     if not isinstance(content, dict):
-        raise UserError(f"config: {path} holds no options; it must be a YAML file of lines `option: value`")
+        raise UserError(f"config: {path} contains no options; it must be a YAML file of lines `option: value`")
     return content
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a repeated option, of which the last would win silently, and aliases, of which a few lines can stand for
-    more than memory holds."""
+    """Refuses repeated options, of which the last would win silently, and aliases, a few lines of which can expand
+    beyond all memory."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -98,7 +98,7 @@ class _Loader(yaml.SafeLoader):
         counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         for name, count in counts.items():
             if count > 1:
-                raise yaml.YAMLError(f"{name} comes more than once")
+                raise yaml.YAMLError(f"{name} is given more than once")
         return super().construct_mapping(node, deep)
 
 

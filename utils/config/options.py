@@ -1,4 +1,4 @@
-"""What an option is: one field of a config with all its facts, checked wherever the config comes from."""
+"""What an option is: a field of a config with all its facts. Configs made in Python are checked like any other."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -10,7 +10,7 @@ from utils.system.launch import goes_before_the_script
 
 
 class Default(NamedTuple):
-    """A default that depends on options declared before it: their function, and what it gives, in words."""
+    """A default that depends on options declared before: `of(config)` is its value, `words` describe it in `--help`."""
 
     of: Callable[[Any], Any]
     words: str
@@ -43,7 +43,7 @@ def option(
         path: what it names; `~` is expanded, and TAB completes such paths.
         may_change: whether it may differ when a run is resumed.
         words: whether each entry of its list is a word of its own on the command line and may contain commas.
-        positional: whether it is given without its name.
+        positional: whether it is positional.
     """
     metadata = {
         "group": group, "help": help, "low": low, "high": high, "open": open, "choices": tuple(choices), "path": path,
@@ -56,7 +56,7 @@ def option(
 
 @dataclasses.dataclass
 class Config:
-    """The options of a script. Raises UserError naming the option, the value and what is allowed, from Python too."""
+    """The options of a script. Raises UserError naming the option, the value and what is allowed."""
 
     script: ClassVar[str]
 
@@ -72,10 +72,10 @@ def options_of(kind: type[Config]) -> dict[str, dataclasses.Field]:
 
 
 def unknown_option(kind: type[Config], name: str, value: str = "") -> UserError:
-    """The error for a name that is not an option; with its value, if it may be an option of the launcher."""
+    """The error for an unknown name; `value` is quoted if the option is a launcher's."""
     options = options_of(kind)
     if name in options and options[name].metadata["positional"]:
-        return UserError(f"{name}: it is given without its name, as the first word")
+        return UserError(f"{name}: it is positional; give it as the first argument")
     if belongs := goes_before_the_script(name.replace("-", "_"), "" if value.startswith("-") else value, kind.script):
         return UserError(f"{name}: unknown option; {belongs}")
     return UserError(f"{name}: unknown option; {did_you_mean(name, list(options)).strip() or '--help lists them all'}")

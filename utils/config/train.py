@@ -13,7 +13,7 @@ class DatasetEntry(NamedTuple):
 
     Attributes:
         module: the module with its Source, imported when the data set is loaded.
-        image_size: side in pixels of images that have one size of their own; None: they are resized to `image_size`.
+        image_size: side in pixels of images with a fixed size; None: they are resized to the option `image_size`.
     """
 
     module: str
@@ -21,7 +21,7 @@ class DatasetEntry(NamedTuple):
 
 
 class OptimizerDefaults(NamedTuple):
-    """What the options of the same names are for an optimizer unless they are set."""
+    """Defaults of the options of the same names."""
 
     lr: float
     momentum: float
@@ -39,7 +39,7 @@ OPTIMIZERS = {
     "adamw": OptimizerDefaults(lr=0.001, momentum=0.9, weight_decay=0.05),
     "muon": OptimizerDefaults(lr=0.02, momentum=0.8, weight_decay=0.5),
 }
-# Module and class, imported when a run uses the tracker; the name is that of the package that must be installed.
+# Module and class, imported if a run uses the tracker; each is named after the package that it needs.
 TRACKERS = {
     "wandb": ("utils.tracking.wandb_tracker", "WandbTracker"),
     "tensorboard": ("utils.tracking.tensorboard_tracker", "TensorBoardTracker"),
@@ -50,7 +50,7 @@ SMALLEST_ALPHA = 0.01  # of a Beta distribution: below it, torch's sampler under
 
 
 def by_optimizer(name: str) -> Default:
-    """The default of an option that means something else to each optimizer."""
+    """The default of an option whose value depends on the optimizer."""
     words = ", ".join(f"{getattr(defaults, name):g} for {optimizer}" for optimizer, defaults in OPTIMIZERS.items())
     return Default(lambda config: getattr(OPTIMIZERS[config.optimizer], name), words)
 
@@ -70,14 +70,14 @@ class TrainConfig(Config):
         "datasets", "data", "folder of the data set; downloads go here", path="folder", may_change=True
     )
     image_size: int = option(
-        32, "data", "side in pixels to which digits and the images of a folder are resized", low=8, high=LARGEST_IMAGE
+        32, "data", "side in pixels; digits and image folders are resized to it", low=8, high=LARGEST_IMAGE
     )
     validation_fraction: float = option(
-        0.0, "data", "share of the training set held out for validation, stratified and seeded", low=0.0, high=0.9
+        0.0, "data", "fraction of the training set held out for validation, stratified and seeded", low=0.0, high=0.9
     )
     memory_fraction: float = option(
         0.25, "data",
-        "share of the free memory, over all processes, that an image folder may take; a larger one is read from disk",
+        "fraction of the free memory that an image folder may take, over all processes; a larger one is read from disk",
         low=0.0, high=1.0, may_change=True,
     )
     num_workers: int | None = option(
@@ -87,10 +87,10 @@ class TrainConfig(Config):
 
     crop_padding: int = option(4, "augmentation", "pixels of padding before the random crop; 0: no crop", low=0)
     padding_mode: Literal["zeros", "reflect"] = option(
-        "zeros", "augmentation", "what crop_padding adds: black pixels, or the image mirrored at its border"
+        "zeros", "augmentation", "what crop_padding adds; zeros: black; reflect: the image mirrored at its border"
     )
     horizontal_flip: Literal["none", "random", "alternating"] = option(
-        "alternating", "augmentation", "flip no image, half of the images at random, or each image every other epoch"
+        "alternating", "augmentation", "none; random: half of the images; alternating: each image in every other epoch"
     )
     cutout: int = option(8, "augmentation", "side in pixels of the CutOut square, filled with the mean; 0: off", low=0)
     mixup: float = option(
@@ -98,7 +98,7 @@ class TrainConfig(Config):
     )
     cutmix: float = option(
         0.0, "augmentation",
-        "alpha of CutMix's Beta distribution, at least 0.01; 0: off; with mixup, one of both is drawn per batch",
+        "alpha of CutMix's Beta distribution, at least 0.01; 0: off; with mixup too, each batch draws one of them",
         low=0.0, high=1000.0,
     )
     augment_backend: Literal["auto", "albumentations", "tensor"] = option(
@@ -107,10 +107,10 @@ class TrainConfig(Config):
     )
     tta: Literal["none", "flip", "flip_translate"] = option(
         "none", "augmentation",
-        "test-time augmentation of the final evaluation: also mirrored, or mirrored and shifted by a pixel",
+        "test-time augmentation of the final evaluation; flip: mirrored too; flip_translate: also shifted by a pixel",
     )
 
-    model: str = option("resnet18", "model", "architecture; timm:NAME is one of timm's")
+    model: str = option("resnet18", "model", "architecture; timm:NAME for a model of timm")
     norm: Literal["batch", "group"] = option("batch", "model", "normalisation layers; group has no batch statistics")
     width: int = option(  # at 8, oneDNN 3 corrupts memory (NHWC)
         64, "model", "channels of the first stage; later stages have a multiple", low=16, high=4096
@@ -131,13 +131,13 @@ class TrainConfig(Config):
     )
     resolution: str | None = option(
         None, "length and batch",
-        "smaller images first: 16@0.3,24@0.6,32 takes 16 pixels until 0.3 of the steps, then 24, 32; scaled by torch's "
+        "smaller images first: 16@0.3,24@0.6,32 takes 16 pixels until 0.3 of the steps, then 24, 32; scaled by "
         "adaptive average pooling",
     )
 
     optimizer: str = option(
         "muon", "optimizer",
-        "optimizer; muon: for filters and inner matrices, scaled by 0.2 sqrt(max(out, in)) to the RMS of adamw's "
+        "muon: for convolution filters and inner matrices, scaled by 0.2 sqrt(max(out, in)) to the RMS of adamw's "
         "updates (Liu et al. 2025, not as in Jordan's code), adamw at the same lr for all other weights",
         choices=OPTIMIZERS,
     )
@@ -155,7 +155,9 @@ class TrainConfig(Config):
     )
     decay_norm_and_bias: bool = option(False, "optimizer", "apply weight decay to norm layers and biases too")
     norm_bias_lr_factor: float = option(1.0, "optimizer", "lr of the norm layers' biases, relative to lr", low=0.001)
-    label_smoothing: float = option(0.1, "optimizer", "share of the target spread over all classes", low=0.0, high=0.99)
+    label_smoothing: float = option(
+        0.1, "optimizer", "fraction of the target spread over all classes", low=0.0, high=0.99
+    )
     grad_clip_norm: float | None = option(
         None, "optimizer", "largest L2 norm of the gradient; unset: no clipping", low=0.0, open=True
     )
@@ -163,7 +165,7 @@ class TrainConfig(Config):
     schedule: Literal["onecycle", "cosine", "linear", "step", "constant"] = option(
         "linear", "schedule", "learning rate over the run, as a function of the optimizer step"
     )
-    warmup_fraction: float = option(0.05, "schedule", "share of all steps in which lr warms up", low=0.0, high=0.99)
+    warmup_fraction: float = option(0.05, "schedule", "fraction of the steps in which lr warms up", low=0.0, high=0.99)
     find_lr: bool = option(False, "schedule", "run a learning-rate range test first and plot it", may_change=True)
 
     ema_decay: float | None = option(
@@ -181,7 +183,7 @@ class TrainConfig(Config):
     channels_last: bool = option(True, "hardware", "NHWC memory layout", may_change=True)
     compile: bool = option(False, "hardware", "torch.compile the model", may_change=True)
     peer_timeout: int = option(
-        600, "hardware", "seconds after which a process that does not answer counts as lost", low=1, may_change=True
+        600, "hardware", "seconds without an answer after which another process counts as lost", low=1, may_change=True
     )
 
     seed: int = option(0, "run", "seed of the weights, the data order and the augmentation", low=0, high=2**32 - 1)
@@ -191,12 +193,12 @@ class TrainConfig(Config):
         path="folder", may_change=True,
     )
     checkpoint_every_steps: int | None = option(
-        None, "run", "also save a checkpoint every so many steps; unset: every epoch only", low=1, may_change=True
+        None, "run", "also save a checkpoint every so many steps; unset: only every epoch", low=1, may_change=True
     )
     keep_checkpoints: int = option(2, "run", "how many of the newest checkpoints to keep", low=1, may_change=True)
     on_nan: Literal["stop", "rollback"] = option(
         "stop", "run",
-        "if loss or weights are not finite: stop, or go back to the last checkpoint and skip the steps since it",
+        "if loss or weights are not finite: stop, or roll back to the last checkpoint and skip the steps since",
         may_change=True,
     )
     nan_patience: int = option(
@@ -242,7 +244,7 @@ class TrainConfig(Config):
         False, "debugging", "one step, one batch of every evaluation, checkpoint and export, in a temporary folder"
     )
     overfit_batches: int | None = option(
-        None, "debugging", "train on the images of so many batches only, to see the loss vanish", low=1
+        None, "debugging", "train on this many batches only; the loss should vanish", low=1
     )
     profile: bool = option(
         False, "debugging", "profile a few steps: profile/operations.txt and trace.json in the run", may_change=True
@@ -255,7 +257,7 @@ class TrainConfig(Config):
         if not self.trackers or len(set(self.trackers)) < len(self.trackers):
             raise UserError(f"trackers: {self.trackers} is not allowed; name each tracker once, or none")
         if "none" in self.trackers and len(self.trackers) > 1:
-            raise UserError(f"trackers: {','.join(self.trackers)} is not allowed; none stands alone")
+            raise UserError(f"trackers: {','.join(self.trackers)} is not allowed; none cannot be combined with others")
         for name in ("mixup", "cutmix"):
             if 0 < (value := getattr(self, name)) < SMALLEST_ALPHA:
                 raise UserError(f"{name}: {value:g} is not allowed; it must be 0 (off) or at least {SMALLEST_ALPHA:g}")

@@ -140,7 +140,7 @@ def shown(value: Any) -> str:
     try:
         return _SHORT.repr(value)
     except ValueError:  # Python writes no number of more than 4300 digits
-        return "a number of thousands of digits"
+        return "a number with thousands of digits"
 
 
 def shown_default(option: Field) -> str:

@@ -100,12 +100,14 @@ def newest_checkpoint(root: Path, names: Collection[str] = (), repair: bool = Tr
     """
     if repair:
         _recover(root)
-    for folder in reversed(list_checkpoints(root)):
+    folders = list_checkpoints(root)
+    for folder in reversed(folders):
         try:
             return folder, _read(folder, names)
         except Damaged as error:
             print(f"warning: checkpoint {folder} is damaged ({one_line(error)}), skipping it", file=sys.stderr)
-    return None
+    # A run in progress deletes old checkpoints only after it has written a newer one.
+    return newest_checkpoint(root, names, repair) if list_checkpoints(root) != folders else None
 
 
 def read_checkpoint(folder: Path, names: Collection[str], option: str = "resume") -> dict[str, bytes]:

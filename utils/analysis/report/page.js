@@ -22,8 +22,8 @@ function element(tag, attributes = {}, ...children) {
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const counted = (count, noun) => `${count ? count.toLocaleString("en") : "No"} ${noun}${count === 1 ? "" : "s"}`;
 
-// What is known of an image: [split, index, true class] and, if the model was asked, [probability of the true class,
-// the most probable classes with their probabilities].
+// An image: [split, index, true class] and, if it was predicted, [probability of the true class, the most probable
+// classes with their probabilities].
 function describe(position) {
   const [split, index, trueClass, trueProbability, top] = data.images[position];
   return { position, split, index, trueClass, trueProbability, top, predicted: top?.[0][0], confidence: top?.[0][1] };

@@ -49,10 +49,7 @@ def section(analysis: Analysis, predictions: Predictions, validation: Prediction
         after = reliability(scaled.probabilities, scaled.labels)
         diagrams[f"at temperature {temperature:.2f}"] = after
         return Section(
-            summary={
-                "temperature": temperature,
-                "expected_calibration_error_scaled": after.expected_calibration_error,
-            },
+            summary={"temperature": temperature, "expected_calibration_error_scaled": after.expected_calibration_error},
             page={
                 "missing": "",
                 "fitted_on": len(validation.labels),
@@ -90,7 +87,7 @@ def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def calibration_figure(diagrams: Mapping[str, Reliability]) -> Figure:
-    """Reliability diagrams side by side, and below each how many predictions have which confidence."""
+    """Reliability diagrams side by side, each above the histogram of confidences."""
     figure = new_figure(0.6 + 4.8 * len(diagrams), 5.8)
     rows = figure.subplots(2, len(diagrams), sharex=True, sharey="row", height_ratios=(3, 1), squeeze=False)
     for column, (name, found) in enumerate(diagrams.items()):

@@ -27,7 +27,7 @@ LABEL = "Comparison"
 COST = "quick"
 NEEDS = ("another run",)
 
-# This run and the other one, apart in lightness and by the line too.
+# This run and the other one, told apart by lightness and by line style.
 STYLES = ({"color": "0.15", "linestyle": "-"}, {"color": "#CC79A7", "linestyle": "--"})
 BETTER, WORSE = COLOURS["train"], COLOURS["test"]  # blue and orange, as correct and wrong on the page
 MOST_CLASSES = 30  # in the figure; with more, those that differ most
@@ -49,10 +49,7 @@ def section(analysis: Analysis, predictions: Predictions, found: tuple[SavedRun,
     names = (run.name, other.name) if run.name != other.name else (str(run.path), str(other.path))
     calibration = reliability(other_predictions.probabilities, other_predictions.labels)
     classes = per_class(outcomes, predictions.labels, class_names)
-    figures = {
-        "compare_classes": recall_figure(classes, names),
-        "compare_calibration": calibration_figure(both, names),
-    }
+    figures = {"compare_classes": recall_figure(classes, names), "compare_calibration": calibration_figure(both, names)}
     histories = [history(each.rows) for each in (run, other)]
     recorded = [each for each in histories if each]
     if len(recorded) == 2:
@@ -85,7 +82,7 @@ def section(analysis: Analysis, predictions: Predictions, found: tuple[SavedRun,
 
 
 def recall_figure(rows: Sequence[Row], names: Sequence[str]) -> Figure:
-    """The difference of the recalls of each class with its interval, the best for this run first."""
+    """The recall difference of each class with its interval, the best for this run first."""
     known = [row for row in rows if row["images"]]
     shown = sorted(known, key=lambda row: -abs(row["recall_difference"]))[:MOST_CLASSES]
     shown.sort(key=lambda row: -row["recall_difference"])
@@ -104,14 +101,14 @@ def recall_figure(rows: Sequence[Row], names: Sequence[str]) -> Figure:
     axes.margins(y=0.01)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0")
     chosen = f"the {len(shown)} of {len(known)} classes that differ most" if len(shown) < len(known) else "each class"
-    figure.suptitle(f"Recall of {chosen}:\n{shown_name(names[0], 30)} less {shown_name(names[1], 30)}")
+    figure.suptitle(f"Recall of {chosen}:\n{shown_name(names[0], 30)} minus {shown_name(names[1], 30)}")
     axes.set_xlabel("percentage points, with 95 % interval; below 0 this run is worse")
     axes.grid(alpha=0.3, axis="x")
     return figure
 
 
 def calibration_figure(both: Sequence[Predictions], names: Sequence[str]) -> Figure:
-    """Accuracy over confidence of both, and how many of their predictions have which confidence."""
+    """Reliability diagrams of both runs, and the histograms of their confidences."""
     figure = new_figure(5.4, 5.8)
     diagram, histogram = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     diagram.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="perfectly calibrated")

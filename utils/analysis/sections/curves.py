@@ -23,10 +23,7 @@ def section(analysis: Analysis, predictions: Predictions) -> Section:
     figures = {}
     if curves:
         figures = {"curves": curves_figure(curves), "lr": lr_figure(*learning_rates(run.rows))}
-    page = {
-        "last": {split: points[-1] for split, points in curves.items()},
-        "range_test": run.range_test_figure(),
-    }
+    page = {"last": {split: points[-1] for split, points in curves.items()}, "range_test": run.range_test_figure()}
     return Section(page=page, figures=figures)
 
 
