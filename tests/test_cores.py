@@ -13,7 +13,7 @@ from utils.system.errors import UserError
 from utils.system.threads import VARIABLES, choose_threads
 
 EVERY_CORE = "import os; os.sched_setaffinity(0, range(os.cpu_count())); "  # whatever pytest itself is bound to
-CORES = "from utils.launcher import available_cores; print(available_cores(), len(os.sched_getaffinity(0)))"
+CORES = "from utils.system.launcher import available_cores; print(available_cores(), len(os.sched_getaffinity(0)))"
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "sched_setaffinity") or os.cpu_count() < 2, reason="needs Linux and two cores"
@@ -76,7 +76,7 @@ def test_what_is_no_number_of_threads_is_refused():
 @pytest.mark.parametrize(("variables", "threads"), [({}, "2"), ({"OMP_NUM_THREADS": "1"}, "1")])
 def test_torch_gets_the_threads_that_a_person_asks_for(variables, threads):
     code = f"{EVERY_CORE}os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2]); import torch; "
-    code += "from utils.runtime import use_cores; use_cores(); print(torch.get_num_threads())"
+    code += "from utils.system.runtime import use_cores; use_cores(); print(torch.get_num_threads())"
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | variables
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.stdout == f"{threads}\n", done.stderr

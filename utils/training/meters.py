@@ -54,7 +54,7 @@ class RunningMean:
 
 
 class Clock:
-    """Counts the seconds of training: it stands still until `running`, in `paused` and after it.
+    """Counts the seconds of training: it stands still unless `running`, and while `paused` in there.
 
     Attributes:
         seconds: of training in all, over all resumes, up to the last pause or lap.
@@ -63,27 +63,23 @@ class Clock:
     def __init__(self) -> None:
         self.seconds = 0.0
         self._since: float | None = None  # perf_counter() of the last reading; None while it stands still
-        self._lap_began_at = 0.0  # of `seconds`
-        self._images = 0
+        self.begin_lap()
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        self._since = time.perf_counter()
+    def running(self, on: bool = True) -> Iterator[None]:
+        before = self._since is not None
+        self._read(on)
         try:
             yield
         finally:
-            self._read()
-            self._since = None
+            self._read(before)
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Excludes the block; to be used inside `running`."""
-        self._read()
-        self._since = None
-        try:
-            yield
-        finally:
-            self._since = time.perf_counter()
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        return self.running(False)
+
+    def begin_lap(self) -> None:
+        self._read(self._since is not None)
+        self._lap_began_at, self._images = self.seconds, 0
 
     def count(self, images: int) -> None:
         """Adds images of all ranks to the lap."""
@@ -91,24 +87,21 @@ class Clock:
 
     def lap(self) -> float:
         """Images per second of training in this lap, which ends; the next one begins."""
-        self._read()
+        self._read(self._since is not None)
         speed = self._images / (self.seconds - self._lap_began_at)
         self.begin_lap()
         return speed
-
-    def begin_lap(self) -> None:
-        self._lap_began_at, self._images = self.seconds, 0
 
     def restore(self, seconds: float) -> None:
         """Continues the count of the launches before."""
         self.seconds = seconds
         self.begin_lap()
 
-    def _read(self) -> None:
+    def _read(self, on: bool) -> None:
+        now = time.perf_counter()
         if self._since is not None:
-            now = time.perf_counter()
             self.seconds += now - self._since
-            self._since = now
+        self._since = now if on else None
 
 
 class Meters:
@@ -152,7 +145,7 @@ class Meters:
         state.train_seconds = self.clock.seconds
 
     def restore(self, state: TrainState, accelerator: Accelerator) -> None:
-        """Takes the sums back from `state`. The clock goes on."""
+        """Restores the sums from `state`; the clock continues."""
         for mean, rows in ((self.window, state.window), (self.epoch, state.epoch_sums)):
             mean.restore(rows, accelerator.process_index, accelerator.num_processes)
         self.bad_steps = torch.full_like(self.bad_steps, state.bad_steps)
