@@ -7,8 +7,7 @@ import pytest
 
 from tests.processes import tiny_config
 from utils.system.errors import UserError
-from utils.training.plan import Plan
-from utils.training.schedules import learning_rate_factor
+from utils.training.plan import Plan, learning_rate_factor
 
 IMAGES = 100  # 4 steps of at most 30 an epoch, 12 in 3 epochs
 

@@ -22,7 +22,6 @@ from utils.system.launch import accumulation_steps
 from utils.tracking.tracker import Text, Tracker
 from utils.training.averaging import Ema, Lookahead
 from utils.training.debugging import shortened
-from utils.training.launches import difference, launch_of, with_launch
 from utils.training.loading import choose_backend, create_train_loader, load_once_per_machine, sample_images
 from utils.training.meters import Meters
 from utils.training.micro_batch import accumulated, check_single_images, fit_micro_batch_size
@@ -30,7 +29,7 @@ from utils.training.mixing import Mixing
 from utils.training.optimizers import create_optimizer, optimizer_arithmetic
 from utils.training.plan import Plan
 from utils.training.profiling import StepProfiler
-from utils.training.progress import TrainState
+from utils.training.progress import TrainState, difference, launch_of, with_launch
 from utils.training.run import Run
 from utils.training.snapshot import FILES, check_options, restore, saved_option
 
