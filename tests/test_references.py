@@ -12,6 +12,7 @@ from torch import nn
 
 from data.preprocessing import to_input
 from data.sources import load_dataset
+from tests.optimizers import create_optimizer
 from tests.processes import tiny_config
 from train_accelerate import _derived_seed, train_step
 from utils.analysis.sections.calibration import fit_temperature, negative_log_likelihood
@@ -19,7 +20,7 @@ from utils.training.loading import create_train_loader
 from utils.training.lr_finder import range_test
 from utils.training.meters import Meters
 from utils.training.mixing import Mixing
-from utils.training.optimizers import create_optimizer, set_learning_rate
+from utils.training.optimizers import set_learning_rate
 from utils.training.plan import Plan
 from utils.training.profiling import StepProfiler
 from utils.training.progress import TrainState

@@ -1,4 +1,4 @@
-"""How far a run has come: what a resume needs besides weights and optimizer."""
+"""How far a run has come, and by which launches: what a resume needs besides weights and optimizer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

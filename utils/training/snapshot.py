@@ -6,7 +6,7 @@ scheduler or generator state to save.
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,7 @@ from utils.training.optimizers import load_optimizer_tensors, optimizer_tensors
 from utils.training.progress import STATE_FORMS, TrainState
 from utils.training.run import Run
 
-# The models of a run and the files of their weights; None if this run has no such model.
-MODELS: dict[str, Callable[[Run], nn.Module | None]] = {
-    "model.safetensors": lambda run: run.eval_model,
-    "unaveraged.safetensors": lambda run: run.model if run.ema else None,
-    "lookahead.safetensors": lambda run: run.lookahead.model if run.lookahead else None,
-}
+MODELS = ("model.safetensors", "unaveraged.safetensors", "lookahead.safetensors")
 TRAINER, CONFIG, OPTIMIZER, BEST = "trainer.json", "config.json", "optimizer.safetensors", "best.safetensors"
 FILES = (TRAINER, CONFIG, OPTIMIZER, BEST, *MODELS)
 
@@ -86,8 +81,9 @@ def _pack(run: Run) -> dict[str, bytes]:
 
 
 def _models(run: Run) -> dict[str, nn.Module]:
-    found = {name: model_of(run) for name, model_of in MODELS.items()}
-    return {name: model for name, model in found.items() if model is not None}
+    """The models of a run by the files of their weights."""
+    found = (run.eval_model, run.model if run.ema else None, run.lookahead.model if run.lookahead else None)
+    return {name: model for name, model in zip(MODELS, found, strict=True) if model is not None}
 
 
 def saved_option(files: Mapping[str, bytes], name: str, default: Any) -> Any:
