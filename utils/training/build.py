@@ -32,7 +32,7 @@ from utils.training.plan import Plan
 from utils.training.profiling import StepProfiler
 from utils.training.progress import TrainState, difference, launch_of, with_launch
 from utils.training.run import Run
-from utils.training.snapshot import FILES, check_options, restore, saved_option
+from utils.training.snapshot import FILES, check_options, restore
 
 INITIAL_IMAGES = 5000  # that a model may derive initial weights from
 
@@ -45,14 +45,14 @@ def build(config: TrainConfig, accelerator: Accelerator, directory: RunDirectory
     Raises UserError and EnvironmentFault on all ranks.
     """
     source, files = directory.find_resume(FILES) or (None, {})
+    saved_backend = None
     with raise_on_all_ranks(accelerator):
         if source:
-            check_options(files, source, config)
+            saved_backend = check_options(files, source, config).get("augment_backend", "albumentations")
         if accelerator.is_local_main_process:
             download(config.dataset, config.data_dir)
     data = shortened(load_once_per_machine(config, accelerator), config)
     with raise_on_all_ranks(accelerator):
-        saved_backend = saved_option(files, "augment_backend", "albumentations") if source else None
         config = accumulated(config, accumulation_steps(os.environ), len(data.train), accelerator)
         check_single_images(config, data, accelerator.num_processes)
         backend = choose_backend(config, saved_backend, data.train, accelerator)

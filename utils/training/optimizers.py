@@ -36,9 +36,7 @@ def create_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
     Raises UserError for another name.
     """
     name, momentum = config.optimizer, config.momentum
-    norm_biases = {
-        id(module.bias) for module in model.modules() if isinstance(module, NORM_LAYERS) and module.bias is not None
-    }
+    norm_biases = {module.bias for module in model.modules() if isinstance(module, NORM_LAYERS)}
     without_decay: Collection[str] = getattr(model, "no_weight_decay", tuple)()
     groups: dict[tuple, dict] = {}
     for full_name, parameter in model.named_parameters():
@@ -46,7 +44,7 @@ def create_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
             continue
         decays = config.decay_norm_and_bias or (parameter.ndim >= 2 and full_name not in without_decay)
         decay = config.weight_decay if decays else 0.0
-        factor = config.norm_bias_lr_factor if id(parameter) in norm_biases else 1.0
+        factor = config.norm_bias_lr_factor if parameter in norm_biases else 1.0
         group = groups.setdefault((decay, factor), {"params": [], "weight_decay": decay / factor, "lr_factor": factor})
         group["params"].append(parameter)
     fused = next(model.parameters()).device.type == "cuda"

@@ -119,15 +119,13 @@ def learning_rate_factor(schedule: str, step: int, total_steps: int, warmup_frac
     return 1.0
 
 
-def _onecycle(
-    step: int, total_steps: int, warmup_fraction: float, start: float = 1 / 25, end: float = 1 / 250_000
-) -> float:
+def _onecycle(step: int, total_steps: int, warmup_fraction: float) -> float:
     peak = warmup_fraction * total_steps - 1
     if total_steps < SHORT:
         peak = max(0, round(peak))
     if step <= peak:
-        return _cosine_between(start, 1.0, step / peak if peak > 0 else 1.0)
-    return _cosine_between(1.0, end, (step - peak) / max(1e-9, total_steps - 1 - peak))
+        return _cosine_between(1 / 25, 1.0, step / peak if peak > 0 else 1.0)
+    return _cosine_between(1.0, 1 / 250_000, (step - peak) / max(1e-9, total_steps - 1 - peak))
 
 
 def _cosine_between(first: float, last: float, progress: float) -> float:

@@ -96,17 +96,16 @@ def difference(history: Sequence[Launch], launch: Launch) -> str:
 
 def is_history(value: Any) -> bool:
     """Whether a value of a JSON file is a history of launches."""
-    return (
-        isinstance(value, list)
-        and len(value) <= MOST_LAUNCHES
-        and all(isinstance(entry, dict) and is_count(entry.get("step")) and _is_launch(entry) for entry in value)
-    )
+    return isinstance(value, list) and len(value) <= MOST_LAUNCHES and all(map(_is_launch, value))
 
 
-def _is_launch(entry: Launch) -> bool:
-    return entry.keys() <= {"step", *COMPARED} and all(
-        value is None or is_count(value) or (is_text(value) and len(value) <= LONGEST_VALUE) for value in entry.values()
-    )
+def _is_launch(entry: Any) -> bool:
+    def fits(value: Any) -> bool:
+        return value is None or is_count(value) or (is_text(value) and len(value) <= LONGEST_VALUE)
+
+    if not isinstance(entry, dict) or not is_count(entry.get("step")):
+        return False
+    return entry.keys() <= {"step", *COMPARED} and all(map(fits, entry.values()))
 
 
 def _is_table(value: Any, width: int, fits: Callable[[Any], bool]) -> bool:

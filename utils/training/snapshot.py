@@ -5,7 +5,6 @@ scheduler or generator state to save.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,16 +38,11 @@ FILES = (TRAINER, CONFIG, OPTIMIZER, BEST, *MODELS)
 def exported_config(run: Run) -> ModelConfig:
     """config.json of the model as it is now, with the resolution that it was last trained on."""
     config, data = run.config, run.data
-    return ModelConfig(
-        config.model,
+    arguments, of_data = (
         model_arguments(config, data.image_size),
-        data.class_names,
-        data.image_size,
-        data.mean,
-        data.std,
-        run.resolution,
-        config.tta,
+        (data.class_names, data.image_size, data.mean, data.std),
     )
+    return ModelConfig(config.model, arguments, *of_data, run.resolution, config.tta)
 
 
 def save(run: Run) -> None:
@@ -86,13 +80,9 @@ def _models(run: Run) -> dict[str, nn.Module]:
     return {name: model for name, model in zip(MODELS, found, strict=True) if model is not None}
 
 
-def saved_option(files: Mapping[str, bytes], name: str, default: Any) -> Any:
-    """An option of the run in a checkpoint's files; `default` if the version that wrote them did not have it."""
-    return json.loads(files[TRAINER])["options"].get(name, default)
-
-
-def check_options(files: Mapping[str, bytes], source: Path, config: TrainConfig) -> None:
-    """Before any download: raises UserError naming the option that differs if a checkpoint belongs to another run."""
+def check_options(files: Mapping[str, bytes], source: Path, config: TrainConfig) -> dict[str, Any]:
+    """The options of the run in a checkpoint, before any download. Raises UserError naming the one that differs if it
+    is another run."""
     trainer = _read_trainer(files, source)
     mine, identity = dataclasses.asdict(config), config.identity()
     for name, value in trainer["options"].items():
@@ -101,6 +91,7 @@ def check_options(files: Mapping[str, bytes], source: Path, config: TrainConfig)
             raise UserError(
                 f"{name}: {mine[name]} differs from {shown(value)} in {source}; {_advice(name, value, mine)}"
             )
+    return trainer["options"]
 
 
 def _advice(name: str, saved: Any, mine: Mapping[str, Any]) -> str:
