@@ -38,11 +38,9 @@ FILES = (TRAINER, CONFIG, OPTIMIZER, BEST, *MODELS)
 def exported_config(run: Run) -> ModelConfig:
     """config.json of the model as it is now, with the resolution that it was last trained on."""
     config, data = run.config, run.data
-    arguments, of_data = (
-        model_arguments(config, data.image_size),
-        (data.class_names, data.image_size, data.mean, data.std),
-    )
-    return ModelConfig(config.model, arguments, *of_data, run.resolution, config.tta)
+    arguments = model_arguments(config, data.image_size)
+    preprocessing = data.image_size, data.mean, data.std, run.resolution
+    return ModelConfig(config.model, arguments, data.class_names, *preprocessing, config.tta)
 
 
 def save(run: Run) -> None:
