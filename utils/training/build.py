@@ -58,7 +58,7 @@ def build(config: TrainConfig, accelerator: Accelerator, directory: RunDirectory
         backend = choose_backend(config, saved_backend, data.train, accelerator)
         config = dataclasses.replace(config, augment_backend=backend)
         plan = Plan(config, len(data.train), data.image_size)
-        loader = create_train_loader(config, backend, data, accelerator)
+        loader = create_train_loader(config, data, accelerator)
         model = _initial_model(config, data, accelerator.device, new=source is None)
         optimizer = create_optimizer(config, model)
         ema = Ema(model, config.ema_decay) if config.ema_decay is not None else None

@@ -94,17 +94,15 @@ def worker_count(config: TrainConfig, accelerator: Accelerator) -> int:
     return default_workers(accelerator) if config.num_workers is None else config.num_workers
 
 
-def create_train_loader(
-    config: TrainConfig, backend: str, data: Dataset, accelerator: Accelerator
-) -> TrainLoader | DeviceLoader:
-    """This rank's loader: `backend` tensor augments batches on the device, albumentations images on the CPU."""
+def create_train_loader(config: TrainConfig, data: Dataset, accelerator: Accelerator) -> TrainLoader | DeviceLoader:
+    """This rank's loader: `augment_backend` tensor augments batches on the device, albumentations images on the CPU."""
     augmentations = create_augmentations(
         data.image_size, config.crop_padding, config.horizontal_flip, config.cutout, data.mean, config.padding_mode
     )
     rank, world_size, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     lead = config.mixup > 0 or config.cutmix > 0
     steps = Steps(len(data.train), config.batch_size, config.seed, rank, world_size, lead)
-    if backend == "tensor":
+    if config.augment_backend == "tensor":
         return DeviceLoader(data.train, BatchPipeline(augmentations, config.seed), steps, device)
     workers = worker_count(config, accelerator)
     if device.type == "cpu":

@@ -114,9 +114,7 @@ def write_range_test(test: RangeTest, folder: Path) -> dict[str, Media]:
     """Writes lr_finder.csv, with a row per step, and lr_finder.png; returns both for the trackers."""
     table = Table(["lr", "loss", "smoothed_loss"], list(zip(test.lrs, test.losses, test.smoothed, strict=True)))
     with replacing(folder / "lr_finder.csv", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(table.columns)
-        writer.writerows(table.rows)
+        csv.writer(file).writerows([table.columns, *table.rows])
     figure = range_test_figure(test.lrs, test.losses, test.smoothed, test.suggestion)
     with replacing(folder / "lr_finder.png") as file:
         figure.savefig(file, format="png")

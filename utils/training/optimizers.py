@@ -92,11 +92,7 @@ def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Mapp
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition("/")
         parameter = parameters.get(name)
-        if (
-            parameter is None
-            or (expected and key not in expected.get(parameter, ()))
-            or not _fits(tensor, key, parameter)
-        ):
+        if parameter is None or not _fits(tensor, key, parameter, expected):
             raise UserError(f"resume: the optimizer state {shown(full_name)} does not fit the model")
         # Same memory layout as the parameter; scalars such as AdamW's step stay where torch keeps them.
         value = tensor.clone() if key == STEP else torch.empty_like(parameter).copy_(tensor)
@@ -107,8 +103,10 @@ def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Mapp
             raise UserError(f"resume: the optimizer state {name}/{min(missing)} is missing")
 
 
-def _fits(tensor: Tensor, key: str, parameter: Tensor) -> bool:
-    """Whether a tensor can be the state of this name."""
+def _fits(tensor: Tensor, key: str, parameter: Tensor, expected: Mapping[Tensor, Collection[str]]) -> bool:
+    """Whether a tensor can be the state of this name; `expected` as from _expected_state."""
+    if expected and key not in expected.get(parameter, ()):
+        return False
     if key == STEP:
         return tensor.dtype == torch.float32 and tensor.ndim == 0 and bool(tensor.isfinite()) and tensor.item() >= 0
     return tensor.is_floating_point() and tensor.shape == parameter.shape
