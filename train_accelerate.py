@@ -20,9 +20,11 @@ if __name__ == "__main__":  # --help and mistaken options are answered before th
     CONFIG = parse_config(TrainConfig, description=__doc__)
 
 import contextlib
+import dataclasses
 import math
 import os
 import shlex
+import tempfile
 import time
 from typing import Any
 
@@ -44,8 +46,8 @@ from utils.system.duration import duration
 from utils.system.errors import Interrupted, raise_on_all_ranks, run_script
 from utils.system.runtime import create_accelerator
 from utils.tracking.trackers import check_installed, check_trackers
+from utils.training import reporting
 from utils.training.build import build
-from utils.training.debugging import dev_run
 from utils.training.evaluation import evaluate
 from utils.training.lr_finder import find_learning_rate
 from utils.training.micro_batch import micro_batches
@@ -53,23 +55,17 @@ from utils.training.nonfinite import is_ruined, roll_back
 from utils.training.norm_statistics import fresh_statistics, reestimate_statistics
 from utils.training.optimizers import set_learning_rate
 from utils.training.preemption import StopRequest
-from utils.training.reporting import (
-    log_scores,
-    log_training,
-    print_finished,
-    summarise,
-    track_best,
-    track_checkpoint,
-    track_model,
-)
 from utils.training.run import Run
 from utils.training.snapshot import save
 
 
 def main(config: TrainConfig) -> dict[str, Any]:
     """Trains from `config`, or resumes the run in its output_dir; returns the content of summary.json."""
-    with dev_run(config) as config:
+    if not config.fast_dev_run:
         return train(config)
+    with tempfile.TemporaryDirectory(prefix="fast_dev_run-") as folder:
+        config = dataclasses.replace(config, max_steps=1, trackers=["none"], push_to_hub=None)
+        return train(dataclasses.replace(config, output_dir=folder, resume="never"))
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -88,7 +84,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             if run.state.step == 0 and config.on_nan == "rollback":
                 save(run)  # for a rollback before the first checkpoint
             if run.state.evaluated_step >= run.plan.last_step:
-                print_finished(run)
+                reporting.print_finished(run)
             scores = None
             while run.state.evaluated_step < run.plan.last_step:
                 started = time.perf_counter()
@@ -96,7 +92,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 reestimate_statistics(run)
                 save(run)  # before the evaluation, which may be killed: a resume from here begins with it
                 scores = evaluate_epoch(run, stop, started)
-                track_checkpoint(run)
+                reporting.track_checkpoint(run)
             if scores:
                 save(run)  # with the last evaluation
         with stop.answering("stopping; training is finished"):
@@ -153,7 +149,7 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
                 state = run.state
                 continue
             if plan.is_logged(step):
-                bar.set_postfix_str(log_training(run, lr))
+                bar.set_postfix_str(reporting.log_training(run, lr))
             if signum or plan.is_saved(step):
                 with meters.clock.paused():
                     save(run)
@@ -222,13 +218,13 @@ def evaluate_epoch(run: Run, stop: StopRequest, started: float) -> Scores:
     held_out = ""
     if validation:
         held_out = f"  validation loss {validation.loss:.4f} accuracy {validation.accuracy:.2%}"
-        log_scores(run, "validation", validation)
+        reporting.log_scores(run, "validation", validation)
         # Only ends of epochs compete: a stop by max_steps must not change what the resumed run reports.
         if at_epoch_end and (run.best_accuracy is None or validation.accuracy > run.best_accuracy):
             state.best_accuracy, state.best_step = validation.accuracy, state.step
             run.best = {name: tensor.detach().cpu().clone() for name, tensor in run.eval_model.state_dict().items()}
-            track_best(run)
-    log_scores(run, "test", test)
+            reporting.track_best(run)
+    reporting.log_scores(run, "test", test)
     train_loss, train_accuracy, _ = run.meters.epoch.mean(run.accelerator)
     run.accelerator.print(
         f"epoch {epoch}/{run.config.epochs}  train loss {train_loss:.4f} accuracy {train_accuracy:.2%}{held_out}"
@@ -261,7 +257,7 @@ def finish(run: Run, stop: StopRequest, scores: Scores | None) -> dict[str, Any]
         scores = None
     plain = scores or evaluate(run, run.data.test, stop_if_asked)
     scores = plain if config.tta == "none" else evaluate(run, run.data.test, stop_if_asked, config.tta)
-    summary = summarise(run, scores, plain)
+    summary = reporting.summarise(run, scores, plain)
     with raise_on_all_ranks(accelerator):
         if accelerator.is_main_process:
             write_model_folder(run, summary)
@@ -269,7 +265,7 @@ def finish(run: Run, stop: StopRequest, scores: Scores | None) -> dict[str, Any]
     if config.export:
         stop_if_asked("before the export")
     write_exports(run, summary)
-    track_model(run, summary)
+    reporting.track_model(run, summary)
     folder = shlex.quote(config.output_dir)
     accelerator.print(
         f"test accuracy {scores.correct}/{scores.count} ({scores.accuracy:.2%}) after {state.step} steps in "

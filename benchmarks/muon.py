@@ -21,6 +21,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models import create_model
+from utils.config import TrainConfig
 from utils.system.runtime import create_accelerator
 from utils.training.optimizers import create_optimizer, set_learning_rate
 
@@ -57,7 +58,8 @@ def step_of(kind: str, settings: argparse.Namespace, device: torch.device) -> Ca
     torch.manual_seed(0)
     size = settings.image_size
     model = create_model("resnet18", 10, width=settings.width).to(device, memory_format=torch.channels_last)
-    optimizer = create_optimizer(kind, model, momentum=0.8, weight_decay=5e-4)
+    config = TrainConfig(optimizer=kind, momentum=0.8, weight_decay=5e-4, decay_norm_and_bias=True)
+    optimizer = create_optimizer(config, model)
     set_learning_rate(optimizer, 0.01)
     images = torch.randn(settings.batch_size, 3, size, size, device=device).to(memory_format=torch.channels_last)
     labels = torch.randint(10, (settings.batch_size,), device=device)

@@ -10,8 +10,8 @@ from tests.processes import run, tiny_config, train_script
 from tests.saved_runs import change, reseal
 from utils.runs.checkpoint import list_checkpoints
 from utils.system.reading import MOST_SHOWN
-from utils.training.launches import COMPARED, MOST_LAUNCHES, difference, is_history, launch_of, with_launch
 from utils.training.muon import muon_arithmetic
+from utils.training.progress import COMPARED, MOST_LAUNCHES, difference, is_history, launch_of, with_launch
 
 GPU = {"device": "cuda", "device_name": "T4", "world_size": 1, "mixed_precision": "bf16", "compile": None}
 CPU = {"device": "cpu", "device_name": "Xeon", "world_size": 1, "mixed_precision": "no", "compile": None}

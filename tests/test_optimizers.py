@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from models import create_model
 from models.saved import tensors_from_bytes, tensors_to_bytes
+from tests.optimizers import create_optimizer
 from utils.system.errors import UserError
 from utils.training.muon import COEFFICIENTS, REACH, Muon, _by_gram, _directly, orthogonalised
 from utils.training.optimizers import (
-    create_optimizer,
     load_optimizer_tensors,
     optimizer_tensors,
     set_learning_rate,

@@ -7,8 +7,7 @@ import pytest
 
 from tests.processes import tiny_config
 from utils.system.errors import UserError
-from utils.training.plan import Plan
-from utils.training.schedules import learning_rate_factor
+from utils.training.plan import Plan, learning_rate_factor
 
 IMAGES = 100  # 4 steps of at most 30 an epoch, 12 in 3 epochs
 
@@ -63,7 +62,7 @@ def test_image_size_is_a_function_of_the_step():
 
 
 def test_a_resolution_that_ends_at_another_size_is_refused():
-    with pytest.raises(UserError, match="it must end at the size of the images, 16"):
+    with pytest.raises(UserError, match="it must end at the image size, 16"):
         plan(resolution="8@0.5,32")
 
 

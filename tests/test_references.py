@@ -12,6 +12,7 @@ from torch import nn
 
 from data.preprocessing import to_input
 from data.sources import load_dataset
+from tests.optimizers import create_optimizer
 from tests.processes import tiny_config
 from train_accelerate import _derived_seed, train_step
 from utils.analysis.sections.calibration import fit_temperature, negative_log_likelihood
@@ -19,7 +20,7 @@ from utils.training.loading import create_train_loader
 from utils.training.lr_finder import range_test
 from utils.training.meters import Meters
 from utils.training.mixing import Mixing
-from utils.training.optimizers import create_optimizer, set_learning_rate
+from utils.training.optimizers import set_learning_rate
 from utils.training.plan import Plan
 from utils.training.profiling import StepProfiler
 from utils.training.progress import TrainState
@@ -108,13 +109,13 @@ def in_float64(model: nn.Module) -> Arrays:
 def test_steps_of_a_linear_model_are_those_of_the_formulas(tmp_path: Path, optimizer, changes):
     """From pixels to weights: normalisation, targets, loss, gradient, clipping, decay and momentum."""
     options = {"decay_norm_and_bias": False, "weight_decay": 0.1, "momentum": 0.9, **changes}
-    config = tiny_config(tmp_path, image_size=8, optimizer=optimizer, **options)
+    config = tiny_config(tmp_path, image_size=8, optimizer=optimizer, augment_backend="tensor", **options)
     accelerator, data = Accelerator(cpu=True), load_dataset("digits", "", 8)
     torch.manual_seed(0)
     linear = nn.Linear(3 * 8 * 8, 10)
     model = nn.Sequential(nn.Flatten(), linear)
     chosen = (config.momentum, config.nesterov, config.weight_decay, config.decay_norm_and_bias)
-    loader = create_train_loader(config, "tensor", data, accelerator)
+    loader = create_train_loader(config, data, accelerator)
     ours = create_optimizer(optimizer, model, *chosen)
     ddp_model, prepared = accelerator.prepare(model, ours)
     run = Run(

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 from utils.config import TrainConfig
 from utils.config.files import load_config
 from utils.system.errors import UserError
-from utils.training.schedules import SCHEDULES, learning_rate_factor
+from utils.training.plan import SCHEDULES, learning_rate_factor
 
 RECIPES = [path for path in sorted((ROOT / "recipes").glob("*.yaml")) if path.stem != "sweep"]  # that is for W&B
 

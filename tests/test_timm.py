@@ -24,6 +24,7 @@ from models import classifier, create_model, model_arguments
 from models.norm import with_synchronised_batch_norm
 from models.saved import load_model, tensors_from_bytes
 from models.timm_models import timm_arguments
+from tests.optimizers import create_optimizer
 from tests.processes import run as run_processes
 from tests.processes import train_script
 from tests.saved_runs import change, refusal
@@ -33,7 +34,6 @@ from utils.analysis.cam.maps import class_maps
 from utils.analysis.cam.methods import cam_methods
 from utils.config import AnalyzeConfig, TrainConfig
 from utils.system.errors import UserError
-from utils.training.optimizers import create_optimizer
 
 pytestmark = pytest.mark.slow
 

@@ -1,13 +1,13 @@
-"""Learning curves from the lines of metrics.jsonl."""
+"""Learning curves from the lines of metrics.jsonl, and the curve of a learning-rate range test."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from utils.plots.figures import COLOURS, new_figure
+from utils.plots.figures import COLOURS, GREY, new_figure
 
 LOG_SCALE_FROM = 20.0  # a loss that varies by more is drawn on a log scale
 
@@ -44,14 +44,12 @@ def curves_figure(curves: dict[str, list[Point]]) -> Figure:
     figure = new_figure(5.4, 5.8)
     loss, accuracy = figure.subplots(2, sharex=True)
     for split, points in curves.items():
-        epochs = [point.epoch for point in points]
+        epochs, losses, accuracies = zip(*points, strict=True)
         style = {"color": COLOURS[split], "marker": "o", "markersize": 3}
-        loss.plot(epochs, [point.loss for point in points], label=f"{split} ({points[-1].loss:.3f})", **style)
-        accuracy.plot(
-            epochs, [point.accuracy for point in points], label=f"{split} ({points[-1].accuracy:.1%})", **style
-        )
-    losses = [point.loss for points in curves.values() for point in points]
-    if losses and 0 < min(losses) < max(losses) / LOG_SCALE_FROM:
+        loss.plot(epochs, losses, label=f"{split} ({losses[-1]:.3f})", **style)
+        accuracy.plot(epochs, accuracies, label=f"{split} ({accuracies[-1]:.1%})", **style)
+    every_loss = [point.loss for points in curves.values() for point in points]
+    if every_loss and 0 < min(every_loss) < max(every_loss) / LOG_SCALE_FROM:
         loss.set_yscale("log")
         loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         loss.yaxis.set_major_formatter("{x:g}")
@@ -65,4 +63,24 @@ def curves_figure(curves: dict[str, list[Point]]) -> Figure:
         axes.grid(alpha=0.3)
         if curves:
             axes.legend(title="split (last value)")
+    return figure
+
+
+def range_test_figure(
+    lrs: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], suggestion: float
+) -> Figure:
+    """Loss of each step and its running mean against the learning rate, with the suggestion.
+
+    The scale shows the fall of the smoothed loss, not the divergence that ends the test.
+    """
+    figure = new_figure(7, 4)
+    axes = figure.subplots()
+    axes.plot(lrs, losses, color=GREY, alpha=0.5, linewidth=1, label="loss of each step")
+    axes.plot(lrs, smoothed, color=COLOURS["train"], label="smoothed")
+    axes.axvline(suggestion, color=COLOURS["test"], linestyle="--", label=f"suggestion {suggestion:.2g}")
+    axes.set(xscale="log", xlabel="learning rate (log scale)", ylabel="training loss", title="Learning-rate range test")
+    low, high = min(smoothed), max(smoothed[: max(1, len(smoothed) // 3)])
+    axes.set_ylim(low - 0.15 * (high - low), high + 0.6 * (high - low))
+    axes.legend()
+    axes.grid(alpha=0.3)
     return figure

@@ -58,7 +58,6 @@ class Lookahead(Average):
         super().__init__(model)
         self.every, self.decay = every, decay
 
-    @torch.no_grad()
     def update(self, model: nn.Module, step: int, total_steps: int) -> None:
         """To be called after every optimizer step, with the number of finished steps; changes `model` in place."""
         if step % self.every and step < total_steps:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import sys
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,18 +22,17 @@ from utils.system.errors import one_line, raise_on_all_ranks
 from utils.system.launch import accumulation_steps
 from utils.tracking.tracker import Text, Tracker
 from utils.training.averaging import Ema, Lookahead
-from utils.training.debugging import shortened
-from utils.training.launches import difference, launch_of, with_launch
-from utils.training.loading import choose_backend, create_train_loader, load_once_per_machine, sample_images
+from utils.training.loading import choose_backend, create_train_loader, load_once_per_machine, sample_images, shortened
 from utils.training.meters import Meters
 from utils.training.micro_batch import accumulated, check_single_images, fit_micro_batch_size
 from utils.training.mixing import Mixing
-from utils.training.optimizers import create_optimizer, optimizer_arithmetic
+from utils.training.muon import muon_arithmetic
+from utils.training.optimizers import create_optimizer
 from utils.training.plan import Plan
 from utils.training.profiling import StepProfiler
-from utils.training.progress import TrainState
+from utils.training.progress import TrainState, difference, launch_of, with_launch
 from utils.training.run import Run
-from utils.training.snapshot import FILES, check_options, restore, saved_option
+from utils.training.snapshot import FILES, check_options, restore
 
 INITIAL_IMAGES = 5000  # that a model may derive initial weights from
 
@@ -45,41 +45,31 @@ def build(config: TrainConfig, accelerator: Accelerator, directory: RunDirectory
     Raises UserError and EnvironmentFault on all ranks.
     """
     source, files = directory.find_resume(FILES) or (None, {})
+    saved_backend = None
     with raise_on_all_ranks(accelerator):
         if source:
-            check_options(files, source, config)
+            saved_backend = check_options(files, source, config).get("augment_backend", "albumentations")
         if accelerator.is_local_main_process:
             download(config.dataset, config.data_dir)
     data = shortened(load_once_per_machine(config, accelerator), config)
     with raise_on_all_ranks(accelerator):
-        saved_backend = saved_option(files, "augment_backend", "albumentations") if source else None
         config = accumulated(config, accumulation_steps(os.environ), len(data.train), accelerator)
         check_single_images(config, data, accelerator.num_processes)
         backend = choose_backend(config, saved_backend, data.train, accelerator)
         config = dataclasses.replace(config, augment_backend=backend)
         plan = Plan(config, len(data.train), data.image_size)
-        loader = create_train_loader(config, backend, data, accelerator)
+        loader = create_train_loader(config, data, accelerator)
         model = _initial_model(config, data, accelerator.device, new=source is None)
-        optimizer = create_optimizer(
-            config.optimizer,
-            model,
-            config.momentum,
-            config.nesterov,
-            config.weight_decay,
-            config.decay_norm_and_bias,
-            config.norm_bias_lr_factor,
-        )
+        optimizer = create_optimizer(config, model)
         ema = Ema(model, config.ema_decay) if config.ema_decay is not None else None
-        lookahead = None
-        if config.lookahead_steps is not None:
-            lookahead = Lookahead(model, config.lookahead_steps, config.lookahead_decay)
+        lookahead = Lookahead(model, config.lookahead_steps, config.lookahead_decay) if config.lookahead_steps else None
 
-    device, many = accelerator.device, accelerator.num_processes > 1
+    device = accelerator.device
     micro_batch_size = config.micro_batch_size
     if micro_batch_size is None and device.type != "cpu":  # a CPU's memory runs out without an error to act on
         part = -(-min(config.batch_size, plan.images) // accelerator.num_processes)
         micro_batch_size = fit_micro_batch_size(accelerator, model, part, data.image_size)
-    if device.type == "cuda" and many:
+    if device.type == "cuda" and accelerator.num_processes > 1:
         model = with_synchronised_batch_norm(model)  # with the same parameters
     ddp_model, optimizer = accelerator.prepare(model, optimizer)
     if ema:
@@ -109,7 +99,9 @@ def build(config: TrainConfig, accelerator: Accelerator, directory: RunDirectory
             restore(run, files, source)
             run.meters.clock.restore(run.state.train_seconds)
         accelerator.print(f"resumed from {source} (step {run.state.step})")
-    arithmetic = {"bf16_slowdown": check_bf16(accelerator), **optimizer_arithmetic(config.optimizer, device)}
+    arithmetic: dict[str, Any] = {"bf16_slowdown": check_bf16(accelerator)}
+    if config.optimizer == "muon":
+        arithmetic["muon_arithmetic"] = muon_arithmetic(device)
     directory.start(config, run.state.metrics_size, source, data, arithmetic)
     if accelerator.is_main_process:
         _note_launch(run)

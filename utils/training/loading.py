@@ -1,6 +1,7 @@
 """The data set and the training loader: images augmented one by one on the CPU, or in batches on the device."""
 
-from typing import Literal, cast
+import dataclasses
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from utils.system.errors import UserError, raise_on_all_ranks
 from utils.system.runtime import default_workers, use_cores
 
 Backend = Literal["albumentations", "tensor"]
+EVALUATED = 500  # images of a fast_dev_run's evaluations: one batch
 
 
 def load_once_per_machine(config: TrainConfig, accelerator: Accelerator) -> Dataset:
@@ -33,6 +35,17 @@ def load_once_per_machine(config: TrainConfig, accelerator: Accelerator) -> Data
     return data
 
 
+def shortened(data: Dataset, config: TrainConfig) -> Dataset:
+    """The data set with the images that `overfit_batches` or `fast_dev_run` asks for, evenly spaced."""
+    train, validation, test = data.train, data.validation, data.test
+    if config.overfit_batches:
+        train = evenly_spaced(train, config.overfit_batches * config.batch_size)
+    if config.fast_dev_run:
+        train = evenly_spaced(train, config.batch_size)  # so that the one step ends an epoch
+        validation, test = validation and evenly_spaced(validation, EVALUATED), evenly_spaced(test, EVALUATED)
+    return dataclasses.replace(data, train=train, validation=validation, test=test)
+
+
 def evenly_spaced(split: Split, most: int) -> Split:
     """The split, or `most` of its images."""
     return split.subset(np.linspace(0, len(split) - 1, min(most, len(split))).astype(int))
@@ -43,7 +56,7 @@ def sample_images(split: Split, most: int) -> torch.Tensor:
     return torch.from_numpy(evenly_spaced(split, most).images[:])
 
 
-def choose_backend(config: TrainConfig, saved: str | None, split: Split, accelerator: Accelerator) -> Backend:
+def choose_backend(config: TrainConfig, saved: Backend | None, split: Split, accelerator: Accelerator) -> Backend:
     """Resolves `augment_backend: auto`: the backend of the checkpoint, else tensor if the images fit on every rank.
 
     The two draw differently, so a resumed run stays with the one that it began with. Raises UserError if that is tensor
@@ -64,7 +77,7 @@ def choose_backend(config: TrainConfig, saved: str | None, split: Split, acceler
             f"({config.memory_fraction:g}) of it; set a larger --memory_fraction{alternative}"
         )
     if backend != "auto":
-        return cast(Backend, backend)
+        return backend
     fits = in_memory is not None and _device_holds(in_memory[0].nbytes, accelerator.device, config.memory_fraction)
     everywhere = accelerator.gather(torch.tensor([fits], device=accelerator.device)).all()
     return "tensor" if everywhere else "albumentations"
@@ -81,17 +94,15 @@ def worker_count(config: TrainConfig, accelerator: Accelerator) -> int:
     return default_workers(accelerator) if config.num_workers is None else config.num_workers
 
 
-def create_train_loader(
-    config: TrainConfig, backend: str, data: Dataset, accelerator: Accelerator
-) -> TrainLoader | DeviceLoader:
-    """This rank's loader: `backend` tensor augments batches on the device, albumentations images on the CPU."""
+def create_train_loader(config: TrainConfig, data: Dataset, accelerator: Accelerator) -> TrainLoader | DeviceLoader:
+    """This rank's loader: `augment_backend` tensor augments batches on the device, albumentations images on the CPU."""
     augmentations = create_augmentations(
         data.image_size, config.crop_padding, config.horizontal_flip, config.cutout, data.mean, config.padding_mode
     )
     rank, world_size, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     lead = config.mixup > 0 or config.cutmix > 0
     steps = Steps(len(data.train), config.batch_size, config.seed, rank, world_size, lead)
-    if backend == "tensor":
+    if config.augment_backend == "tensor":
         return DeviceLoader(data.train, BatchPipeline(augmentations, config.seed), steps, device)
     workers = worker_count(config, accelerator)
     if device.type == "cpu":

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from data.loaders import Batch
-from utils.plots.lr_finder import range_test_figure
+from utils.plots.curves import range_test_figure
 from utils.system.errors import Interrupted, SuiteError
 from utils.system.files import replacing
 from utils.tracking.tracker import Media, Picture, Table
@@ -54,11 +54,7 @@ def find_learning_rate(run: Run, stop: StopRequest, train_step: TrainStep) -> No
         run.state.learning_rate = test.suggestion
     accelerator.print(f"range test suggests {test.suggestion:.3g}; training with {run.state.learning_rate:.3g}")
     if accelerator.is_main_process:
-        write_range_test(test, run.directory.path)
-        media: dict[str, Media] = {
-            "lr_finder": Picture(run.directory.path / "lr_finder.png"),
-            "lr_finder_curve": as_table(test),
-        }
+        media = write_range_test(test, run.directory.path)
         run.directory.track(lambda tracker: tracker.show(media, step=0))
 
 
@@ -114,18 +110,12 @@ def suggest(lrs: list[float], smoothed: list[float], share: float) -> float:
     return share * min(zip(smoothed, lrs, strict=True))[1]
 
 
-def as_table(test: RangeTest) -> Table:
-    """One row per step."""
-    return Table(["lr", "loss", "smoothed_loss"], list(zip(test.lrs, test.losses, test.smoothed, strict=True)))
-
-
-def write_range_test(test: RangeTest, folder: Path) -> None:
-    """lr_finder.csv and lr_finder.png."""
-    table = as_table(test)
+def write_range_test(test: RangeTest, folder: Path) -> dict[str, Media]:
+    """Writes lr_finder.csv, with a row per step, and lr_finder.png; returns both for the trackers."""
+    table = Table(["lr", "loss", "smoothed_loss"], list(zip(test.lrs, test.losses, test.smoothed, strict=True)))
     with replacing(folder / "lr_finder.csv", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(table.columns)
-        writer.writerows(table.rows)
+        csv.writer(file).writerows([table.columns, *table.rows])
     figure = range_test_figure(test.lrs, test.losses, test.smoothed, test.suggestion)
     with replacing(folder / "lr_finder.png") as file:
         figure.savefig(file, format="png")
+    return {"lr_finder": Picture(folder / "lr_finder.png"), "lr_finder_curve": table}

@@ -56,16 +56,8 @@ def roll_back(run: Run) -> None:
         run.meters.window.reset()
         run.meters.epoch.reset()
     run.best = best  # of evaluations since the checkpoint too
-    run.state = dataclasses.replace(
-        restored,
-        step=state.step,
-        epoch=state.epoch,
-        evaluated_step=state.evaluated_step,
-        best_accuracy=state.best_accuracy,
-        best_step=state.best_step,
-        launches=state.launches,
-        skipped=[*restored.skipped, [restored.step, state.step]],
-    )
+    skipped = [*restored.skipped, [restored.step, state.step]]
+    run.state = dataclasses.replace(state, bad_steps=restored.bad_steps, skipped=skipped)
     if plan.pauses_after(state.step):  # no training line of this epoch follows
         run.meters.end_window()
     run.meters.clock.begin_lap()

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from models import classifier
-from utils.config.train import OPTIMIZERS
+from utils.config.train import OPTIMIZERS, TrainConfig
 from utils.system.errors import UserError, suggestion
 from utils.system.reading import shown
-from utils.training.muon import Muon, muon_arithmetic
+from utils.training.muon import Muon
 
 STEP = "step"  # a single number; all other state of a parameter has its shape
 STATE = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"exp_avg", "exp_avg_sq", STEP}}
@@ -21,15 +21,7 @@ NORM_LAYERS = (
 )
 
 
-def create_optimizer(
-    name: str,
-    model: nn.Module,
-    momentum: float = 0.9,
-    nesterov: bool = True,
-    weight_decay: float = 0.0,
-    decay_norm_and_bias: bool = True,
-    norm_bias_lr_factor: float = 1.0,
-) -> Optimizer:
+def create_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
     """SGD or AdamW, torch's own, or Muon with torch's AdamW, over the parameters that are trained.
 
     The learning rate is set at every step.
@@ -43,32 +35,27 @@ def create_optimizer(
 
     Raises UserError for another name.
     """
-    norm_biases = {
-        id(module.bias) for module in model.modules() if isinstance(module, NORM_LAYERS) and module.bias is not None
-    }
+    name, momentum = config.optimizer, config.momentum
+    norm_biases = {module.bias for module in model.modules() if isinstance(module, NORM_LAYERS)}
     without_decay: Collection[str] = getattr(model, "no_weight_decay", tuple)()
     groups: dict[tuple, dict] = {}
     for full_name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decay = weight_decay if decay_norm_and_bias or (parameter.ndim >= 2 and full_name not in without_decay) else 0.0
-        factor = norm_bias_lr_factor if id(parameter) in norm_biases else 1.0
+        decays = config.decay_norm_and_bias or (parameter.ndim >= 2 and full_name not in without_decay)
+        decay = config.weight_decay if decays else 0.0
+        factor = config.norm_bias_lr_factor if parameter in norm_biases else 1.0
         group = groups.setdefault((decay, factor), {"params": [], "weight_decay": decay / factor, "lr_factor": factor})
         group["params"].append(parameter)
     fused = next(model.parameters()).device.type == "cuda"
     if name == "sgd":
-        nesterov = nesterov and momentum > 0
+        nesterov = config.nesterov and momentum > 0
         return torch.optim.SGD(groups.values(), lr=1.0, momentum=momentum, nesterov=nesterov, fused=fused)
     if name == "adamw":
         return torch.optim.AdamW(groups.values(), lr=1.0, betas=(momentum, 0.999), fused=fused)
     if name == "muon":
         return Muon(groups.values(), inner_weights(model), momentum=momentum, fused=fused)
     raise UserError(f"optimizer: {name!r} is not allowed; {suggestion(name, list(OPTIMIZERS))}")
-
-
-def optimizer_arithmetic(name: str, device: torch.device) -> dict[str, str]:
-    """How an optimizer computes on a device, for environment.json; empty if that is the same everywhere."""
-    return {"muon_arithmetic": muon_arithmetic(device)} if name == "muon" else {}
 
 
 def inner_weights(model: nn.Module) -> set[Tensor]:
@@ -105,11 +92,7 @@ def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Mapp
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition("/")
         parameter = parameters.get(name)
-        if (
-            parameter is None
-            or (expected and key not in expected.get(parameter, ()))
-            or not _fits(tensor, key, parameter)
-        ):
+        if parameter is None or not _fits(tensor, key, parameter, expected):
             raise UserError(f"resume: the optimizer state {shown(full_name)} does not fit the model")
         # Same memory layout as the parameter; scalars such as AdamW's step stay where torch keeps them.
         value = tensor.clone() if key == STEP else torch.empty_like(parameter).copy_(tensor)
@@ -120,8 +103,10 @@ def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Mapp
             raise UserError(f"resume: the optimizer state {name}/{min(missing)} is missing")
 
 
-def _fits(tensor: Tensor, key: str, parameter: Tensor) -> bool:
-    """Whether a tensor can be the state of this name."""
+def _fits(tensor: Tensor, key: str, parameter: Tensor, expected: Mapping[Tensor, Collection[str]]) -> bool:
+    """Whether a tensor can be the state of this name; `expected` as from _expected_state."""
+    if expected and key not in expected.get(parameter, ()):
+        return False
     if key == STEP:
         return tensor.dtype == torch.float32 and tensor.ndim == 0 and bool(tensor.isfinite()) and tensor.item() >= 0
     return tensor.is_floating_point() and tensor.shape == parameter.shape

@@ -1,11 +1,18 @@
-"""How far a run has come: what a resume needs besides weights and optimizer."""
+"""How far a run has come, and by which launches: what a resume needs besides weights and optimizer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from utils.system.reading import is_count, is_number
-from utils.training.launches import Launch, is_history
+from utils.system.reading import is_count, is_number, is_text
+
+# A launch is what environment.json says of it under these names; in a history, `step` is where it began.
+COMPARED = ("device", "device_name", "world_size", "mixed_precision", "compile", "muon_arithmetic")
+# The value in versions that did not note it. A name that is missing here too is unknown, and not compared.
+BEFORE_NOTED: dict[str, Any] = {"muon_arithmetic": "5 iterations, bf16 products (torch.optim.Muon)"}
+MOST_LAUNCHES, LONGEST_VALUE = 20, 200
+
+Launch = dict[str, Any]
 
 
 @dataclass
@@ -26,7 +33,7 @@ class TrainState:
         epoch_sums: the same over the epoch up to that line.
         bad_steps: latest steps in a row whose loss or gradient was not finite.
         skipped: (before, after) of each rollback: step `after` + 1 started from the weights of step `before`.
-        launches: the launches that trained the run (utils/training/launches.py).
+        launches: the launches that trained the run: precision, device and the like.
     """
 
     step: int = 0
@@ -48,6 +55,57 @@ class TrainState:
         """The last step that updated the weights: `step`, or right after a rollback that of the checkpoint."""
         before, after = self.skipped[-1] if self.skipped else (0, 0)
         return before if after == self.step else self.step
+
+
+def launch_of(environment: Mapping[str, Any]) -> Launch:
+    """The part of environment.json that is compared."""
+    return {name: environment[name] for name in COMPARED if name in environment}
+
+
+def with_launch(history: Sequence[Launch], step: int, launch: Launch) -> list[Launch]:
+    """The history of a run that `launch` resumes at `step`. A launch that equals the one before is not noted; of more
+    than MOST_LAUNCHES, the first and the latest remain.
+
+    A checkpoint of a version without a history begins with a launch of which only the step, 0, is known.
+    """
+    if not history and step > 0:
+        history = [{"step": 0}]
+    before = [entry for entry in history if entry["step"] < step]  # the others trained no step of what is resumed
+    if not before or before[-1] != {"step": before[-1]["step"], **launch}:
+        before.append({"step": step, **launch})
+    return [*before[:1], *before[1:][-(MOST_LAUNCHES - 1) :]]
+
+
+def difference(history: Sequence[Launch], launch: Launch) -> str:
+    """What differs from the launch that the run began with, in one line; empty if nothing does, or nothing is known."""
+    began = {**BEFORE_NOTED, **(history[0] if history else {})}
+    names = [name for name in launch if name in began and launch[name] != began[name]]
+    if "device" in names and "device_name" in names:
+        names.remove("device_name")
+
+    def listed(values: Mapping[str, Any]) -> str:
+        return ", ".join(f"{name} {'none' if values[name] is None else values[name]}" for name in names)
+
+    if not names:
+        return ""
+    return (
+        f"this run began with {listed(began)} and resumes with {listed(launch)}; from here on its steps compute "
+        "differently, and summary.json will list both launches"
+    )
+
+
+def is_history(value: Any) -> bool:
+    """Whether a value of a JSON file is a history of launches."""
+    return isinstance(value, list) and len(value) <= MOST_LAUNCHES and all(map(_is_launch, value))
+
+
+def _is_launch(entry: Any) -> bool:
+    def fits(value: Any) -> bool:
+        return value is None or is_count(value) or (is_text(value) and len(value) <= LONGEST_VALUE)
+
+    if not isinstance(entry, dict) or not is_count(entry.get("step")):
+        return False
+    return entry.keys() <= {"step", *COMPARED} and all(map(fits, entry.values()))
 
 
 def _is_table(value: Any, width: int, fits: Callable[[Any], bool]) -> bool:

@@ -5,24 +5,13 @@ scheduler or generator state to save.
 """
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from models import model_arguments
-from models.saved import (
-    FORMAT_VERSION,
-    ModelConfig,
-    check_version,
-    check_weights,
-    load_weights,
-    parse_model_config,
-    tensors_from_bytes,
-    tensors_to_bytes,
-)
+from models import model_arguments, saved
 from utils.config import TrainConfig
 from utils.system.errors import UserError
 from utils.system.files import to_json
@@ -31,29 +20,17 @@ from utils.training.optimizers import load_optimizer_tensors, optimizer_tensors
 from utils.training.progress import STATE_FORMS, TrainState
 from utils.training.run import Run
 
-# The models of a run and the files of their weights; None if this run has no such model.
-MODELS: dict[str, Callable[[Run], nn.Module | None]] = {
-    "model.safetensors": lambda run: run.eval_model,
-    "unaveraged.safetensors": lambda run: run.model if run.ema else None,
-    "lookahead.safetensors": lambda run: run.lookahead.model if run.lookahead else None,
-}
+MODELS = ("model.safetensors", "unaveraged.safetensors", "lookahead.safetensors")
 TRAINER, CONFIG, OPTIMIZER, BEST = "trainer.json", "config.json", "optimizer.safetensors", "best.safetensors"
 FILES = (TRAINER, CONFIG, OPTIMIZER, BEST, *MODELS)
 
 
-def exported_config(run: Run) -> ModelConfig:
+def exported_config(run: Run) -> saved.ModelConfig:
     """config.json of the model as it is now, with the resolution that it was last trained on."""
     config, data = run.config, run.data
-    return ModelConfig(
-        config.model,
-        model_arguments(config, data.image_size),
-        data.class_names,
-        data.image_size,
-        data.mean,
-        data.std,
-        run.resolution,
-        config.tta,
-    )
+    arguments = model_arguments(config, data.image_size)
+    preprocessing = data.image_size, data.mean, data.std, run.resolution
+    return saved.ModelConfig(config.model, arguments, data.class_names, *preprocessing, config.tta)
 
 
 def save(run: Run) -> None:
@@ -71,7 +48,7 @@ def _pack(run: Run) -> dict[str, bytes]:
     """The files of a checkpoint. config.json and model.safetensors alone are an exported model."""
     scaler = run.accelerator.scaler
     trainer = {
-        "format_version": FORMAT_VERSION,
+        "format_version": saved.FORMAT_VERSION,
         "state": dataclasses.asdict(run.state),
         "options": dataclasses.asdict(run.config),
         "train_count": len(run.data.train),
@@ -82,21 +59,18 @@ def _pack(run: Run) -> dict[str, bytes]:
     if run.best is not None:
         tensors[BEST] = run.best
     files = {TRAINER: to_json(trainer), CONFIG: exported_config(run).to_bytes()}
-    return files | {name: tensors_to_bytes(values) for name, values in tensors.items()}
+    return files | {name: saved.tensors_to_bytes(values) for name, values in tensors.items()}
 
 
 def _models(run: Run) -> dict[str, nn.Module]:
-    found = {name: model_of(run) for name, model_of in MODELS.items()}
-    return {name: model for name, model in found.items() if model is not None}
+    """The models of a run by the files of their weights."""
+    found = (run.eval_model, run.model if run.ema else None, run.lookahead.model if run.lookahead else None)
+    return {name: model for name, model in zip(MODELS, found, strict=True) if model is not None}
 
 
-def saved_option(files: Mapping[str, bytes], name: str, default: Any) -> Any:
-    """An option of the run in a checkpoint's files; `default` if the version that wrote them did not have it."""
-    return json.loads(files[TRAINER])["options"].get(name, default)
-
-
-def check_options(files: Mapping[str, bytes], source: Path, config: TrainConfig) -> None:
-    """Before any download: raises UserError naming the option that differs if a checkpoint belongs to another run."""
+def check_options(files: Mapping[str, bytes], source: Path, config: TrainConfig) -> dict[str, Any]:
+    """The options of the run in a checkpoint, before any download. Raises UserError naming the one that differs if it
+    is another run."""
     trainer = _read_trainer(files, source)
     mine, identity = dataclasses.asdict(config), config.identity()
     for name, value in trainer["options"].items():
@@ -105,16 +79,17 @@ def check_options(files: Mapping[str, bytes], source: Path, config: TrainConfig)
             raise UserError(
                 f"{name}: {mine[name]} differs from {shown(value)} in {source}; {_advice(name, value, mine)}"
             )
+    return trainer["options"]
 
 
-def _advice(name: str, saved: Any, mine: Mapping[str, Any]) -> str:
+def _advice(name: str, theirs: Any, mine: Mapping[str, Any]) -> str:
     """What to do if an option differs from the checkpoint's."""
     if mine["resume"] not in ("auto", "never"):
         return "a fork has the options of its checkpoint; without --resume, another output_dir trains from the start"
     if name == "epochs":
         return (
             "the learning-rate schedule spans all epochs, so another number is another run: resume with --epochs "
-            f"{shown(saved)}, or train from the start with --epochs {mine[name]} --output_dir NEW"
+            f"{shown(theirs)}, or train from the start with --epochs {mine[name]} --output_dir NEW"
         )
     if name == "batch_size":
         return (
@@ -130,7 +105,7 @@ def _read_trainer(files: Mapping[str, bytes], source: Path) -> dict[str, Any]:
         raise UserError(f"resume: {source} has no {TRAINER}")
     path = source / TRAINER
     trainer = parse_json(files[TRAINER], path)
-    check_version(trainer.get("format_version"), path)
+    saved.check_version(trainer.get("format_version"), path)
     kinds: dict[str, Any] = {"state": dict, "options": dict, "train_count": int, "scaler": (dict, type(None))}
     for name, kind in kinds.items():
         if not isinstance(trainer.get(name), kind):
@@ -155,14 +130,14 @@ def restore(run: Run, files: Mapping[str, bytes], source: Path) -> None:
     _check_fit(run, trainer, state, files, source)
 
     def tensors(name: str) -> dict[str, Tensor]:
-        return tensors_from_bytes(files[name], source / name)
+        return saved.tensors_from_bytes(files[name], source / name)
 
     for name, model in models.items():
-        load_weights(model, tensors(name), source / name)
+        saved.load_weights(model, tensors(name), source / name)
     load_optimizer_tensors(run.optimizer, run.model, tensors(OPTIMIZER))
     run.best = tensors(BEST) if has_best else None
     if run.best is not None:
-        check_weights(run.eval_model, run.best, source / BEST)
+        saved.check_weights(run.eval_model, run.best, source / BEST)
     scaler, saved_scaler = run.accelerator.scaler, trainer["scaler"]
     if scaler and saved_scaler:
         valid = all(is_number(value, 0) for value in saved_scaler.values())
@@ -177,7 +152,7 @@ def _check_fit(
     run: Run, trainer: Mapping[str, Any], state: TrainState, files: Mapping[str, bytes], source: Path
 ) -> None:
     """Raises UserError if model, data or progress of a checkpoint cannot be those of the run."""
-    theirs = dataclasses.asdict(parse_model_config(files[CONFIG], source / CONFIG))
+    theirs = dataclasses.asdict(saved.parse_model_config(files[CONFIG], source / CONFIG))
     for name, value in dataclasses.asdict(exported_config(run)).items():
         if name not in ("resolution", "tta", "format_version") and theirs[name] != value:
             raise UserError(f"resume: {name} of {source} is {shown(theirs[name])}, of this data set {shown(value)}")

@@ -1,0 +1,29 @@
+"""Optimizers for tests that have no config."""
+
+from types import SimpleNamespace
+
+from torch import nn
+from torch.optim import Optimizer
+
+from utils.training import optimizers
+
+
+def create_optimizer(
+    name: str,
+    model: nn.Module,
+    momentum: float = 0.9,
+    nesterov: bool = True,
+    weight_decay: float = 0.0,
+    decay_norm_and_bias: bool = True,
+    norm_bias_lr_factor: float = 1.0,
+) -> Optimizer:
+    """The optimizer of a config with these options."""
+    config = SimpleNamespace(
+        optimizer=name,
+        momentum=momentum,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        decay_norm_and_bias=decay_norm_and_bias,
+        norm_bias_lr_factor=norm_bias_lr_factor,
+    )
+    return optimizers.create_optimizer(config, model)
