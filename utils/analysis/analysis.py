@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from data.preprocessing import to_input
 from data.splits import Split, stratified_split
 from models.saved import ModelConfig
-from utils.analysis.cam.choose import Cams
+from utils.analysis.cam.maps import Cams
 from utils.config import AnalyzeConfig
 from utils.runs.saved_run import SavedRun
 

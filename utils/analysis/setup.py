@@ -9,7 +9,7 @@ from torch import nn
 from data.loaders import EVALUATION_BATCH
 from models.saved import ModelConfig
 from utils.analysis.analysis import Analysis
-from utils.analysis.cam.choose import Cams, choose_cams
+from utils.analysis.cam.maps import Cams, choose_cams
 from utils.analysis.photos import read_photos
 from utils.analysis.sections import choose_sections, needs
 from utils.config import AnalyzeConfig

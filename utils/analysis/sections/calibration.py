@@ -10,8 +10,7 @@ from matplotlib.ticker import PercentFormatter
 
 from utils.analysis.analysis import Analysis
 from utils.analysis.inference import predict_cached
-from utils.analysis.predictions import Predictions
-from utils.analysis.sampling import stratified_choice
+from utils.analysis.predictions import Predictions, stratified_choice
 from utils.analysis.scores import Reliability, reliability
 from utils.analysis.section import Section
 from utils.plots.figures import COLOURS, GREY, new_figure

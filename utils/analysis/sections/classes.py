@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from utils.analysis.analysis import Analysis
-from utils.analysis.mistakes import find_mistakes
-from utils.analysis.predictions import Predictions
+from utils.analysis.predictions import Predictions, find_mistakes
 from utils.analysis.report.atlas import tiles_of
 from utils.analysis.scores import confusion_matrix, most_confused, per_class_scores
 from utils.analysis.section import Section

@@ -12,9 +12,8 @@ from matplotlib.patheffects import withStroke
 from utils.analysis.analysis import Analysis
 from utils.analysis.cache import Arrays, Form, cached
 from utils.analysis.inference import fingerprint
-from utils.analysis.predictions import Predictions
+from utils.analysis.predictions import Predictions, stratified_choice
 from utils.analysis.report.atlas import tiles_of
-from utils.analysis.sampling import stratified_choice
 from utils.analysis.section import Section
 from utils.plots.figures import CLASS_COLOURS, GREY, class_colours, new_figure, shown_name
 

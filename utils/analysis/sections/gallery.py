@@ -6,8 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from utils.analysis.analysis import Analysis
-from utils.analysis.mistakes import Mistake, find_mistakes, shown_of
-from utils.analysis.predictions import Predictions
+from utils.analysis.predictions import Mistake, Predictions, find_mistakes, shown_of
 from utils.analysis.report.atlas import tiles_of
 from utils.analysis.section import Section
 from utils.plots.figures import class_label, image_grid, message_figure

@@ -11,8 +11,7 @@ from utils.analysis.cam.compare import COMPARED_IMAGES, compare, grid_figure
 from utils.analysis.cam.layers import SMALLEST_MAP
 from utils.analysis.cam.maps import Cam, class_maps
 from utils.analysis.cam.overlay import draw_map, enlarge, overlay
-from utils.analysis.mistakes import Mistake, find_mistakes, shown_of
-from utils.analysis.predictions import Predictions
+from utils.analysis.predictions import Mistake, Predictions, find_mistakes, shown_of
 from utils.analysis.section import Section
 from utils.plots.figures import class_label, hide_axes, message_figure, new_figure
 from utils.tracking.tracker import Media, Picture, Table

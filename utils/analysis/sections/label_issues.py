@@ -89,16 +89,9 @@ def find_label_issues(probabilities: np.ndarray, labels: np.ndarray) -> list[Can
     suggested = confident.argmax(1)
     gains = confident.max(1) - own
     found = np.flatnonzero(gains > 0)
-    return [
-        Candidate(
-            int(index),
-            int(labels[index]),
-            int(suggested[index]),
-            float(own[index]),
-            float(probabilities[index, suggested[index]]),
-        )
-        for index in found[np.argsort(-gains[found], kind="stable")]
-    ]
+    found = found[np.argsort(-gains[found], kind="stable")]
+    columns = found, labels[found], suggested[found], own[found], probabilities[found, suggested[found]]
+    return [Candidate(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def label_issues_figure(

@@ -9,8 +9,7 @@ from data.splits import Split
 from utils.analysis.analysis import Analysis
 from utils.analysis.cache import Arrays, Form, cached
 from utils.analysis.inference import fingerprint, predict_split
-from utils.analysis.mistakes import Mistake, find_mistakes
-from utils.analysis.predictions import Predictions
+from utils.analysis.predictions import Mistake, Predictions, find_mistakes
 from utils.analysis.report.atlas import Tile, tiles_of
 from utils.analysis.section import Section
 from utils.plots.figures import hide_axes, message_figure, new_figure, shown_name

@@ -16,8 +16,7 @@ from data.splits import Split
 from utils.analysis.analysis import Analysis
 from utils.analysis.cache import Arrays, Form, cached
 from utils.analysis.inference import fingerprint, predict_split
-from utils.analysis.predictions import Predictions
-from utils.analysis.sampling import stratified_choice
+from utils.analysis.predictions import Predictions, stratified_choice
 from utils.analysis.section import Row, Section
 from utils.evaluation.scores import accuracy_interval
 from utils.plots.figures import COLOURS, GREY, new_figure
