@@ -7,18 +7,16 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from tqdm import tqdm
 
 from data.files import read_image
-from data.splits import Split
-from models.saved import ModelConfig
-from utils.analysis.cam.maps import Cam
+from utils.analysis.analysis import Analysis
+from utils.analysis.cam.maps import Cam, class_maps
 from utils.analysis.cam.overlay import draw_map, overlay
+from utils.analysis.predictions import Predictions
 from utils.analysis.report.page import render
 from utils.analysis.section import open_table
 from utils.plots.figures import GREY, new_figure, shown_name
-from utils.runs.saved_run import SavedRun
 from utils.system.errors import one_line
 from utils.system.files import replace_file, replacing
 
@@ -50,27 +48,15 @@ class Described:
         return read_image(self.path, side)
 
 
-def write_results(
-    folder: Path,
-    run: SavedRun,
-    model_config: ModelConfig,
-    photos: Split,
-    probabilities: np.ndarray,
-    cam: Cam,
-    maps: np.ndarray,
-) -> dict[str, dict[str, float]]:
-    """Prints a line for each photo; writes predictions.csv, a figure of each, and predict.html.
-
-    Args:
-        photos: N of them, as read_photos gives them.
-        probabilities: (N, classes).
-        maps: of the most probable class, float32 (N, h, w).
+def write_results(analysis: Analysis, predictions: Predictions) -> dict[str, dict[str, float]]:
+    """Explains the predictions of photos: prints a line for each; writes predictions.csv, figures, and predict.html.
 
     Returns: the probability of every class by the path of the photo.
     """
-    names, paths = model_config.class_names, photos.paths
+    folder, cam, names = analysis.folder, analysis.cams.chosen[0], analysis.model_config.class_names
+    images, paths, probabilities = analysis.test.images[:], analysis.test.paths, predictions.probabilities
+    maps = class_maps(analysis.model, cam, analysis.inputs_of(images), predictions.classes.tolist())
     described = []
-    images = map(photos.images.__getitem__, range(len(paths)))
     rows = zip(paths, images, probabilities, maps, strict=True)
     for number, (path, image, row, cam_map) in enumerate(rows, 1):
         order = np.argsort(-row, kind="stable")[:DRAWN]
@@ -86,8 +72,8 @@ def write_results(
             photo_figure(photo, cam).savefig(file, format="png")
     page = render(
         "predict.html.jinja",
-        run=run,
-        model_config=model_config,
+        run=analysis.run,
+        model_config=analysis.model_config,
         cam=cam,
         photos=described[:PAGE_PHOTOS],
         more=len(described[PAGE_PHOTOS:]),
@@ -117,7 +103,7 @@ def photo_figure(described: Described, cam: Cam) -> Figure:
         bars.text(share + 0.02, place, f"{share:.1%}", va="center", fontsize=9)
     bars.set(xlim=(0, 1.2), ylim=(DRAWN - 0.5, -0.5), xlabel="probability", xticks=(0, 0.5, 1))
     bars.set_yticks(places, [shown_name(label) for label in labels])
-    bars.xaxis.set_major_formatter(PercentFormatter(1))
+    bars.xaxis.set_major_formatter("{x:.0%}")
     bars.spines[["top", "right"]].set_visible(False)
     bars.spines["bottom"].set_bounds(0, 1)
     return figure

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from data.splits import Split
 from utils.analysis.analysis import Analysis
 from utils.analysis.cache import Arrays, Form, cached
 from utils.analysis.inference import fingerprint, predict_split
@@ -99,7 +98,7 @@ def section(analysis: Analysis, predictions: Predictions, found: Arrays) -> Sect
             ],
             "count": len(mistakes),
         },
-        figures={"neighbours": neighbours_figure(mistakes, positions, similarities, test, train, class_names)},
+        figures={"neighbours": neighbours_figure(analysis, mistakes, positions, similarities)},
         tables={"neighbours": rows},
     )
 
@@ -116,16 +115,12 @@ def share(labels: np.ndarray, classes: Sequence[int]) -> float:
 
 
 def neighbours_figure(
-    mistakes: Sequence[Mistake],
-    positions: np.ndarray,
-    similarities: np.ndarray,
-    test: Split,
-    train: Split,
-    class_names: Sequence[str],
+    analysis: Analysis, mistakes: Sequence[Mistake], positions: np.ndarray, similarities: np.ndarray
 ) -> Figure:
     """A row for each of the first mistakes: the image, then its nearest training images with their labels."""
     if not mistakes:
         return message_figure("No image of the test set is misclassified.")
+    test, train, class_names = analysis.test, analysis.train, analysis.model_config.class_names
     total, mistakes = len(mistakes), mistakes[:MOST_ROWS]
     columns = 1 + positions.shape[1]
     figure = new_figure(1.55 * columns, 1.75 * len(mistakes) + 0.6)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from data.images import Images, Positions
 from data.splits import Split
@@ -122,20 +121,11 @@ class Corrupted(Images):
         )
 
 
-@dataclass(frozen=True)
-class Probe:
-    """Which of n chosen images are classified correctly.
+def find(analysis: Analysis, predictions: Predictions) -> Arrays:
+    """Predicts some test images at every strength of every corruption.
 
-    `positions` (n,) in the test set; `clean` bool (n,), without corruption; `correct` bool (corruptions, strengths, n).
+    Returns `correct`, bool (corruptions, strengths, n): which of n chosen images are classified correctly.
     """
-
-    positions: np.ndarray
-    clean: np.ndarray
-    correct: np.ndarray
-
-
-def find(analysis: Analysis, predictions: Predictions) -> Probe:
-    """Predicts some test images at every strength of every corruption."""
     test = analysis.test
     chosen = stratified_choice(test.labels, IMAGES)
     shape = (len(CORRUPTIONS), STRENGTHS, len(chosen))
@@ -149,18 +139,18 @@ def find(analysis: Analysis, predictions: Predictions) -> Probe:
     settings = {name: [corruption.unit, *corruption.values] for name, corruption in CORRUPTIONS.items()}
     depends_on = fingerprint(analysis, test) | {"images": len(chosen), "corruptions": settings}
     forms = {"correct": Form("b", shape)}
-    found = cached(analysis.accelerator, [analysis.folder], "robustness", depends_on, forms, compute)
-    return Probe(chosen, predictions.classes[chosen] == test.labels[chosen], found["correct"])
+    return cached(analysis.accelerator, [analysis.folder], "robustness", depends_on, forms, compute)
 
 
-def section(analysis: Analysis, predictions: Predictions, probe: Probe) -> Section:
+def section(analysis: Analysis, predictions: Predictions, found: Arrays) -> Section:
     """Accuracy over strength, and what each strength looks like."""
     test = analysis.test
-    count = len(probe.positions)
+    chosen = stratified_choice(test.labels, IMAGES)
+    clean, corrupted, count = predictions.classes[chosen] == test.labels[chosen], found["correct"], len(chosen)
     rows = []
-    for (name, corruption), levels in zip(CORRUPTIONS.items(), probe.correct, strict=True):
+    for (name, corruption), levels in zip(CORRUPTIONS.items(), corrupted, strict=True):
         values = (None, *corruption.values)
-        for strength, (value, correct) in enumerate(zip(values, (probe.clean, *levels), strict=True)):
+        for strength, (value, correct) in enumerate(zip(values, (clean, *levels), strict=True)):
             low, high = accuracy_interval(int(correct.sum()), count)
             rows.append(
                 {
@@ -174,14 +164,14 @@ def section(analysis: Analysis, predictions: Predictions, probe: Probe) -> Secti
                     "interval_95_high": high,
                 }
             )
-    accuracies = dict(zip(CORRUPTIONS, probe.correct.mean(2).tolist(), strict=True))
-    example = int(probe.positions[0])
+    accuracies = dict(zip(CORRUPTIONS, corrupted.mean(2).tolist(), strict=True))
+    example = int(chosen[0])
     return Section(
         summary={
             "robustness": {
                 "images": count,
-                "clean": float(probe.clean.mean()),
-                "mean": float(probe.correct.mean()),
+                "clean": float(clean.mean()),
+                "mean": float(corrupted.mean()),
                 **accuracies,
             }
         },
@@ -210,7 +200,7 @@ def robustness_figure(rows: Sequence[Row], count: int, total: int) -> Figure:
         )
         axes.set_title(name, fontsize="medium")
         axes.set(ylim=(0, 1), xticks=strengths)
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.yaxis.set_major_formatter("{x:.0%}")
         axes.grid(alpha=0.3)
     for axes in panels[-1]:
         axes.set_xlabel("strength (0: unchanged)")
