@@ -22,14 +22,14 @@ if __name__ == "__main__":  # --help and mistaken options are answered before th
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
-from utils.analysis import photo_results, sections
-from utils.analysis.analysis import Analysis
+from utils.analysis import photos, sections
 from utils.analysis.inference import predict_split, predict_test
 from utils.analysis.predictions import Predictions
 from utils.analysis.report.page import render_report
 from utils.analysis.scores import headline
-from utils.analysis.section import Section
+from utils.analysis.section import Analysis
 from utils.analysis.setup import set_up
 from utils.analysis.tracking import track_analysis
 from utils.runs.saved_run import trained_precision
@@ -61,7 +61,7 @@ def describe_photos(analysis: Analysis) -> dict:
     """Predicts the user's photos on all processes, and explains each prediction."""
     predictions = predict_split(analysis, analysis.test, "predicting")
     with raise_on_all_ranks(analysis.accelerator):
-        return photo_results.write_results(analysis, predictions) if analysis.accelerator.is_main_process else {}
+        return photos.write_results(analysis, predictions) if analysis.accelerator.is_main_process else {}
 
 
 def report(analysis: Analysis) -> dict:
@@ -69,14 +69,12 @@ def report(analysis: Analysis) -> dict:
     predictions = predict_test(analysis)
     found = sections.find(analysis, predictions)
     with raise_on_all_ranks(analysis.accelerator):
-        if not analysis.accelerator.is_main_process:
-            return {}
-        return write_results(analysis, predictions, sections.build(analysis, predictions, found))
+        return write_results(analysis, predictions, found) if analysis.accelerator.is_main_process else {}
 
 
-def write_results(analysis: Analysis, predictions: Predictions, built: dict[str, Section]) -> dict:
-    """Writes every file of the analysis, shows it in the trackers, and returns the summary."""
-    folder = analysis.folder
+def write_results(analysis: Analysis, predictions: Predictions, found: dict[str, tuple[Any, ...]]) -> dict:
+    """Builds the sections, writes every file of the analysis, shows it in the trackers, and returns the summary."""
+    folder, built = analysis.folder, sections.build(analysis, predictions, found)
     summary = headline(predictions, analysis.model_config.class_names)
     figures: dict[str, Path] = {}
     for section in built.values():

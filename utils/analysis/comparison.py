@@ -1,7 +1,7 @@
 """Two models on the same test images, in numbers: which mistakes are fixed, which are new, is the difference chance?"""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,14 +106,6 @@ def most_confident_first(chosen: np.ndarray, predictions: Predictions) -> np.nda
     return positions[np.argsort(-predictions.probabilities[positions].max(axis=1), kind="stable")]
 
 
-def other_answers(other: Predictions, positions: Iterable[int], class_names: Sequence[str]) -> list[str]:
-    """The prediction of the other run for each image, in words."""
-    return [
-        f"the other: {class_names[other.classes[index]]} {100 * other.probabilities[index].max():.1f} %"
-        for index in positions
-    ]
-
-
 def image_rows(outcomes: Outcomes, both: tuple[Predictions, Predictions], class_names: Sequence[str]) -> list[Row]:
     """Every image that at least one of the two misclassifies."""
     rows: list[Row] = []
@@ -159,9 +151,6 @@ def history(rows: Sequence[Row]) -> History | None:
             passed += row["images"] / row["images_per_second"] if known else math.nan
         elif row["split"] == "test":
             seconds[row["epoch"]] = passed
-    timed = [seconds[point.epoch] for point in points]
-    return History(
-        [point.epoch for point in points],
-        [point.accuracy for point in points],
-        timed if all(map(math.isfinite, timed)) else None,
-    )
+    epochs, accuracy = [point.epoch for point in points], [point.accuracy for point in points]
+    timed = [seconds[epoch] for epoch in epochs]
+    return History(epochs, accuracy, timed if all(map(math.isfinite, timed)) else None)

@@ -1,9 +1,12 @@
 """The predictions of a model for a split, and which of them are wrong."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+
+from utils.plots.figures import class_label
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,13 @@ class Mistake:
     predicted: int
     true_confidence: float
     predicted_confidence: float
+
+    def labels(self, class_names: Sequence[str]) -> tuple[str, str]:
+        """The true and the predicted class, each with its probability, for a figure."""
+        return (
+            class_label(class_names, self.true, self.true_confidence),
+            class_label(class_names, self.predicted, self.predicted_confidence),
+        )
 
 
 def find_mistakes(probabilities: np.ndarray, labels: np.ndarray) -> list[Mistake]:

@@ -5,10 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from utils.analysis.analysis import Analysis
 from utils.analysis.predictions import Predictions
 from utils.analysis.scores import confusion_matrix
-from utils.analysis.section import Section
+from utils.analysis.section import Analysis, Section
 from utils.tracking.tracker import Confusion, Media, Page, Picture, Table
 from utils.tracking.trackers import Trackers, identify_run, tracked_as
 

@@ -18,7 +18,7 @@ from utils.analysis.cam.maps import Cam, class_maps
 from utils.analysis.cam.overlay import draw_map, overlay
 from utils.analysis.predictions import Mistake
 from utils.analysis.section import Row
-from utils.plots.figures import class_label, hide_axes, new_figure
+from utils.plots.figures import hide_axes, new_figure
 
 COMPARED_IMAGES = 20  # mistakes that faithfulness is measured on
 GRID_IMAGES = 6  # mistakes that are shown with every method at every layer
@@ -120,22 +120,12 @@ def grid_figure(
     cells = figure.subplots(len(compared) + 1, len(shown) + 1, squeeze=False)
     for axes, (mistake, image) in zip(cells[0, 1:], shown, strict=True):
         axes.imshow(image, interpolation="nearest")
-        axes.set_title(
-            f"predicted:\n{class_label(class_names, mistake.predicted, mistake.predicted_confidence)}\n"
-            f"true:\n{class_label(class_names, mistake.true, mistake.true_confidence)}",
-            fontsize=9,
-        )
+        true, predicted = mistake.labels(class_names)
+        axes.set_title(f"predicted:\n{predicted}\ntrue:\n{true}", fontsize=9)
     for entry, (label, *row) in zip(compared, cells[1:], strict=True):
         layer, classless = entry.cam.layer, "" if entry.cam.knows_classes else " (any class)"
-        label.text(
-            1,
-            0.5,
-            f"{entry.cam.name}{classless}\n{layer.name} ({layer.pixels})\nROAD {road_text(entry.row)}",
-            ha="right",
-            va="center",
-            fontsize=9,
-            transform=label.transAxes,
-        )
+        text = f"{entry.cam.name}{classless}\n{layer.name} ({layer.pixels})\nROAD {road_text(entry.row)}"
+        label.text(1, 0.5, text, ha="right", va="center", fontsize=9, transform=label.transAxes)
         for axes, (_, image), cam_map in zip(row, shown, entry.maps, strict=False):
             draw_map(axes, overlay(image, cam_map))
     hide_axes(cells.ravel())

@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,7 +99,7 @@ def targets(method: type, model: nn.Module, inputs: Tensor, classes: Sequence[in
     with torch.no_grad():
         logits = model(inputs)
     if method is grad_cam.AblationCAM:
-        return [_RaisedLogit(index, row[index].item()) for index, row in zip(classes, logits, strict=True)]
+        return [_raised_logit(index, row[index].item()) for index, row in zip(classes, logits, strict=True)]
     similar = (logits - logits.gather(1, torch.tensor(classes, device=logits.device)[:, None])).abs().argsort(1)
     return [
         FinerWeightedTarget(index, [other for other in row if other != index][:FINER_COMPARED], alpha=1)
@@ -162,14 +162,10 @@ class _Upright:
         return np.where((maps * sums).sum(axis=(1, 2), keepdims=True) < 0, -maps, maps)
 
 
-class _RaisedLogit:
+def _raised_logit(index: int, logit: float) -> Callable[[Tensor], Tensor]:
     """A logit, shifted so that it is 1 for the image itself."""
-
-    def __init__(self, index: int, logit: float):
-        self.index, self.raised_by = index, 1 - logit
-
-    def __call__(self, output: Tensor) -> Tensor:
-        return output[..., self.index] + self.raised_by
+    raised_by = 1 - logit
+    return lambda output: output[..., index] + raised_by
 
 
 def _passed_on_as_a_copy(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:

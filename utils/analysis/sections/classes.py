@@ -6,11 +6,10 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from utils.analysis.analysis import Analysis
 from utils.analysis.predictions import Predictions, find_mistakes
 from utils.analysis.report.atlas import tiles_of
 from utils.analysis.scores import confusion_matrix, most_confused, per_class_scores
-from utils.analysis.section import Section
+from utils.analysis.section import Analysis, Section
 from utils.plots.figures import new_figure, shown_name
 
 LABEL = "Classes"

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from utils.analysis.analysis import Analysis
 from utils.analysis.cache import Arrays, Form, cached
 from utils.analysis.inference import fingerprint, predict_split
 from utils.analysis.predictions import Mistake, Predictions, find_mistakes
 from utils.analysis.report.atlas import Tile, tiles_of
-from utils.analysis.section import Section
+from utils.analysis.section import Analysis, Section
 from utils.plots.figures import hide_axes, message_figure, new_figure, shown_name
 
 LABEL = "Neighbours"
@@ -129,11 +128,8 @@ def neighbours_figure(
     hide_axes(cells.flat)
     for row, mistake, places, cosines in zip(cells, mistakes, positions, similarities, strict=False):
         row[0].imshow(test.images[mistake.index], interpolation="nearest")
-        row[0].set_title(
-            f"true: {shown_name(class_names[mistake.true])}\npredicted: {shown_name(class_names[mistake.predicted])}",
-            fontsize=7,
-            fontweight="bold",
-        )
+        true, predicted = (shown_name(class_names[label]) for label in (mistake.true, mistake.predicted))
+        row[0].set_title(f"true: {true}\npredicted: {predicted}", fontsize=7, fontweight="bold")
         for axes, position, cosine in zip(row[1:], places, cosines, strict=True):
             axes.imshow(train.images[int(position)], interpolation="nearest")
             axes.set_title(f"{shown_name(class_names[train.labels[position]])}\ncosine {cosine:.2f}", fontsize=7)
