@@ -481,7 +481,7 @@ def test_a_failing_tracker_does_not_fail_the_analysis(run, monkeypatch, capsys):
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"trackers": ["wandb"]}))
     (run / "wandb").write_text("a file where W&B wants its folder")
     analyze.main(AnalyzeConfig(run=str(run), only=["curves"]))
-    assert capsys.readouterr().err.count("warning: wandb fails") == 1
+    assert capsys.readouterr().err.count("warning: wandb failed") == 1
     assert (run / "analysis" / "report.html").exists()
 
 
