@@ -28,12 +28,10 @@ class Outcomes:
 
     def summary(self) -> dict[str, Any]:
         """Counts, the difference of the accuracies (this run minus the other) and whether it may be chance."""
-        both_right, fixed, broken, shared, same = (int(flags.sum()) for flags in vars(self).values())
+        counts = {name: int(flags.sum()) for name, flags in vars(self).items()}
+        fixed, broken, same = counts["fixed"], counts["broken"], counts.pop("same")
         return {
-            "both_right": both_right,
-            "fixed": fixed,
-            "broken": broken,
-            "shared": shared,
+            **counts,
             "shared_with_the_same_prediction": same,
             "accuracy_difference": (fixed - broken) / len(self.fixed),
             "accuracy_difference_interval_95": list(paired_interval(fixed, broken, len(self.fixed))),

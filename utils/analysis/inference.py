@@ -1,5 +1,6 @@
 """Predictions of a split on all processes, cached for the next call; those of the test set go into predictions.npz."""
 
+import contextlib
 import copy
 import io
 from pathlib import Path
@@ -112,12 +113,10 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         features=predictions.features,
     )
     content = buffer.getvalue()
-    try:
-        is_written = read_file(path, len(content)) == content
-    except UserError:
-        is_written = False
-    if not is_written:
-        replace_file(path, content)
+    with contextlib.suppress(UserError):
+        if read_file(path, len(content)) == content:
+            return
+    replace_file(path, content)
 
 
 @torch.no_grad()

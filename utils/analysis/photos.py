@@ -14,8 +14,7 @@ from tqdm import tqdm
 from data.files import SUFFIXES, ImageFiles, read_image
 from data.images import InMemory
 from data.splits import Split
-from utils.analysis.cam.maps import Cam, class_maps
-from utils.analysis.cam.overlay import draw_map, overlay
+from utils.analysis.cam.maps import Cam, class_maps, draw_map, overlay
 from utils.analysis.predictions import Predictions
 from utils.analysis.report.page import render
 from utils.analysis.section import Analysis, open_table

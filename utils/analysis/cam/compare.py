@@ -14,8 +14,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.analysis.cam.maps import Cam, class_maps
-from utils.analysis.cam.overlay import draw_map, overlay
+from utils.analysis.cam.maps import Cam, class_maps, draw_map, overlay
 from utils.analysis.predictions import Mistake
 from utils.analysis.section import Row
 from utils.plots.figures import hide_axes, new_figure

@@ -54,10 +54,9 @@ def least_confident_correct(predictions: Predictions) -> list[int]:
     confidence = predictions.probabilities.max(axis=1)
     correct = np.flatnonzero(predictions.classes == predictions.labels)
     correct = correct[np.argsort(confidence[correct], kind="stable")]
-    classes = predictions.probabilities.shape[1]
     return [
         int(index)
-        for label in range(classes)
+        for label in range(predictions.probabilities.shape[1])
         for index in correct[predictions.labels[correct] == label][:CORRECT_PER_CLASS]
     ]
 

@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 
 from utils.analysis.cam.compare import COMPARED_IMAGES, compare, grid_figure
 from utils.analysis.cam.layers import SMALLEST_MAP
-from utils.analysis.cam.maps import Cam, class_maps
-from utils.analysis.cam.overlay import draw_map, enlarge, overlay
+from utils.analysis.cam.maps import Cam, class_maps, draw_map, enlarge, overlay
 from utils.analysis.predictions import Mistake, Predictions, find_mistakes, shown_of
 from utils.analysis.section import Analysis, Section
 from utils.plots.figures import hide_axes, message_figure, new_figure
