@@ -6,14 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from utils.analysis.comparison import (
-    History,
-    compare,
-    history,
-    image_rows,
-    most_confident_first,
-    per_class,
-)
+from utils.analysis.comparison import History, compare, history, image_rows, most_confident_first, per_class
 from utils.analysis.inference import predict_test
 from utils.analysis.predictions import Predictions
 from utils.analysis.report.atlas import tiles_of

@@ -161,12 +161,7 @@ def section(analysis: Analysis, predictions: Predictions, found: Arrays) -> Sect
     example = int(chosen[0])
     return Section(
         summary={
-            "robustness": {
-                "images": count,
-                "clean": float(clean.mean()),
-                "mean": float(corrupted.mean()),
-                **accuracies,
-            }
+            "robustness": {"images": count, "clean": float(clean.mean()), "mean": float(corrupted.mean()), **accuracies}
         },
         page={"total": len(test), "interval": rows[0], "corruptions": list(CORRUPTIONS)},
         figures={
