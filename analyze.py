@@ -22,15 +22,14 @@ if __name__ == "__main__":  # --help and mistaken options are answered before th
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
-from utils.analysis import photo_results, sections
-from utils.analysis.analysis import Analysis
-from utils.analysis.cam.maps import class_maps
+from utils.analysis import photos, sections
 from utils.analysis.inference import predict_split, predict_test
 from utils.analysis.predictions import Predictions
 from utils.analysis.report.page import render_report
 from utils.analysis.scores import headline
-from utils.analysis.section import Section
+from utils.analysis.section import Analysis
 from utils.analysis.setup import set_up
 from utils.analysis.tracking import track_analysis
 from utils.runs.saved_run import trained_precision
@@ -62,14 +61,7 @@ def describe_photos(analysis: Analysis) -> dict:
     """Predicts the user's photos on all processes, and explains each prediction."""
     predictions = predict_split(analysis, analysis.test, "predicting")
     with raise_on_all_ranks(analysis.accelerator):
-        if not analysis.accelerator.is_main_process:
-            return {}
-        photos, cam = analysis.test, analysis.cams.chosen[0]
-        inputs = analysis.inputs_of(photos.images[:])
-        maps = class_maps(analysis.model, cam, inputs, predictions.classes.tolist())
-        return photo_results.write_results(
-            analysis.folder, analysis.run, analysis.model_config, photos, predictions.probabilities, cam, maps
-        )
+        return photos.write_results(analysis, predictions) if analysis.accelerator.is_main_process else {}
 
 
 def report(analysis: Analysis) -> dict:
@@ -77,15 +69,13 @@ def report(analysis: Analysis) -> dict:
     predictions = predict_test(analysis)
     found = sections.find(analysis, predictions)
     with raise_on_all_ranks(analysis.accelerator):
-        if not analysis.accelerator.is_main_process:
-            return {}
-        return write_results(analysis, predictions, sections.build(analysis, predictions, found))
+        return write_results(analysis, predictions, found) if analysis.accelerator.is_main_process else {}
 
 
-def write_results(analysis: Analysis, predictions: Predictions, built: dict[str, Section]) -> dict:
-    """Writes every file of the analysis, shows it in the trackers, and returns the summary."""
-    folder, class_names = analysis.folder, analysis.model_config.class_names
-    summary = headline(predictions, class_names)
+def write_results(analysis: Analysis, predictions: Predictions, found: dict[str, tuple[Any, ...]]) -> dict:
+    """Builds the sections, writes every file of the analysis, shows it in the trackers, and returns the summary."""
+    folder, built = analysis.folder, sections.build(analysis, predictions, found)
+    summary = headline(predictions, analysis.model_config.class_names)
     figures: dict[str, Path] = {}
     for section in built.values():
         summary |= section.summary
@@ -107,8 +97,7 @@ def write_results(analysis: Analysis, predictions: Predictions, built: dict[str,
     if analysis.run.note:
         print(analysis.run.note)
     if analysis.config.track:
-        shown = Page(page, folder / "report.html")
-        track_analysis(analysis.run, summary, built.values(), figures, predictions, class_names, shown)
+        track_analysis(analysis, predictions, summary, built.values(), figures, Page(page, folder / "report.html"))
     print(f"report: {folder / 'report.html'}")
     return summary
 

@@ -17,7 +17,7 @@ from data.sources import load_split
 from models.saved import export_model, load_model
 from tests.saved_runs import change
 from utils.analysis.inference import predict_test
-from utils.analysis.mistakes import Mistake, find_mistakes
+from utils.analysis.predictions import Mistake, find_mistakes
 from utils.analysis.scores import most_confused
 from utils.analysis.sections.classes import confusion_matrix_figure
 from utils.analysis.sections.gallery import misclassified_figure

@@ -23,9 +23,9 @@ from data.sources import load_split
 from models import create_model
 from models.saved import load_model
 from tests.saved_runs import refusal
-from utils.analysis.cam.choose import choose_cams
+from utils.analysis.cam.compare import PERCENTILES, road_scores
 from utils.analysis.cam.layers import choose_layer, feature_maps, refused_layers
-from utils.analysis.cam.maps import TIMED_BATCH, Cam, class_maps
+from utils.analysis.cam.maps import TIMED_BATCH, Cam, choose_cams, class_maps, overlay
 from utils.analysis.cam.methods import (
     AUG_SMOOTH_COST,
     CLASSLESS,
@@ -35,9 +35,7 @@ from utils.analysis.cam.methods import (
     opened,
     takes_aug_smooth,
 )
-from utils.analysis.cam.overlay import overlay
-from utils.analysis.cam.road import PERCENTILES, road_scores
-from utils.analysis.mistakes import Mistake
+from utils.analysis.predictions import Mistake
 from utils.analysis.sections.gradcam import Example, gradcam_figure
 from utils.config import AnalyzeConfig
 

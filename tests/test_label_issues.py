@@ -13,7 +13,7 @@ def flipped() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     from sklearn.linear_model import LogisticRegression
 
     train, test = (load_split("digits", "", part, 8)[0] for part in ("train", "test"))
-    pixels, others = (split.images[..., 0].reshape(len(split), -1) / 255 for split in (train, test))
+    pixels, others = (split.images[:][..., 0].reshape(len(split), -1) / 255 for split in (train, test))
     probabilities = LogisticRegression(max_iter=300).fit(pixels, train.labels).predict_proba(others)
     generator = np.random.default_rng(0)
     places = generator.choice(len(test), 20, replace=False)

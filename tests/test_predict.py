@@ -11,7 +11,6 @@ from PIL import Image
 import analyze
 from data.sources import load_split
 from tests.saved_runs import change, refusal
-from utils.analysis import photo_results
 from utils.analysis.inference import predict_test
 from utils.analysis.photos import find_photos
 from utils.analysis.setup import set_up
@@ -92,7 +91,7 @@ def test_names_are_shown_as_they_are_and_the_page_stays_small(run, photos, tmp_p
     change(run / "model/config.json", class_names=names)
     odd = tmp_path / "a,b <i>$y$.png"
     Path(photos[0]).rename(odd)
-    monkeypatch.setattr(photo_results, "PAGE_PHOTOS", 2)
+    monkeypatch.setattr("utils.analysis.photos.PAGE_PHOTOS", 2)
     analyze.main(AnalyzeConfig(run=str(run), predict=[str(odd), *photos[1:]]))
     page = (run / "analysis/predict/predict.html").read_text()
     assert "a,b &lt;i&gt;$y$.png" in page

@@ -16,8 +16,7 @@ from models import create_model
 from models.saved import ModelConfig, export_model, load_model
 from models.speednet import WHITENING_EPS, whitening_filters
 from tests.conftest import ROOT
-from utils.analysis.cam.choose import choose_cams
-from utils.analysis.cam.maps import class_maps
+from utils.analysis.cam.maps import choose_cams, class_maps
 
 
 def smooth_images(count: int, side: int = 32) -> Tensor:

@@ -28,9 +28,8 @@ from tests.optimizers import create_optimizer
 from tests.processes import run as run_processes
 from tests.processes import train_script
 from tests.saved_runs import change, refusal
-from utils.analysis.cam.choose import choose_cams
 from utils.analysis.cam.layers import SMALLEST_MAP, choose_layer, feature_maps
-from utils.analysis.cam.maps import class_maps
+from utils.analysis.cam.maps import choose_cams, class_maps
 from utils.analysis.cam.methods import cam_methods
 from utils.config import AnalyzeConfig, TrainConfig
 from utils.system.errors import UserError

@@ -63,15 +63,11 @@ def cached(
     computed = compute()
     with raise_on_all_ranks(accelerator):
         if accelerator.is_main_process:
-            write(folders[0], name, fingerprint, computed)
+            path = cache_file(folders[0], name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            contiguous = {key: np.ascontiguousarray(array) for key, array in computed.items()}
+            replace_file(path, safetensors.numpy.save(contiguous, {"fingerprint": _as_text(fingerprint)}))
     return computed
-
-
-def write(folder: Path, name: str, fingerprint: Mapping[str, Any], arrays: Arrays) -> None:
-    path = cache_file(folder, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    contiguous = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
-    replace_file(path, safetensors.numpy.save(contiguous, {"fingerprint": _as_text(fingerprint)}))
 
 
 def read(

@@ -1,7 +1,7 @@
 """Two models on the same test images, in numbers: which mistakes are fixed, which are new, is the difference chance?"""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +28,10 @@ class Outcomes:
 
     def summary(self) -> dict[str, Any]:
         """Counts, the difference of the accuracies (this run minus the other) and whether it may be chance."""
-        both_right, fixed, broken, shared, same = (int(flags.sum()) for flags in vars(self).values())
+        counts = {name: int(flags.sum()) for name, flags in vars(self).items()}
+        fixed, broken, same = counts["fixed"], counts["broken"], counts.pop("same")
         return {
-            "both_right": both_right,
-            "fixed": fixed,
-            "broken": broken,
-            "shared": shared,
+            **counts,
             "shared_with_the_same_prediction": same,
             "accuracy_difference": (fixed - broken) / len(self.fixed),
             "accuracy_difference_interval_95": list(paired_interval(fixed, broken, len(self.fixed))),
@@ -106,14 +104,6 @@ def most_confident_first(chosen: np.ndarray, predictions: Predictions) -> np.nda
     return positions[np.argsort(-predictions.probabilities[positions].max(axis=1), kind="stable")]
 
 
-def other_answers(other: Predictions, positions: Iterable[int], class_names: Sequence[str]) -> list[str]:
-    """The prediction of the other run for each image, in words."""
-    return [
-        f"the other: {class_names[other.classes[index]]} {100 * other.probabilities[index].max():.1f} %"
-        for index in positions
-    ]
-
-
 def image_rows(outcomes: Outcomes, both: tuple[Predictions, Predictions], class_names: Sequence[str]) -> list[Row]:
     """Every image that at least one of the two misclassifies."""
     rows: list[Row] = []
@@ -159,9 +149,6 @@ def history(rows: Sequence[Row]) -> History | None:
             passed += row["images"] / row["images_per_second"] if known else math.nan
         elif row["split"] == "test":
             seconds[row["epoch"]] = passed
-    timed = [seconds[point.epoch] for point in points]
-    return History(
-        [point.epoch for point in points],
-        [point.accuracy for point in points],
-        timed if all(map(math.isfinite, timed)) else None,
-    )
+    epochs, accuracy = [point.epoch for point in points], [point.accuracy for point in points]
+    timed = [seconds[epoch] for epoch in epochs]
+    return History(epochs, accuracy, timed if all(map(math.isfinite, timed)) else None)

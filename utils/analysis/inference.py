@@ -1,5 +1,6 @@
 """Predictions of a split on all processes, cached for the next call; those of the test set go into predictions.npz."""
 
+import contextlib
 import copy
 import io
 from pathlib import Path
@@ -14,9 +15,9 @@ from data.preprocessing import to_input
 from data.splits import Split
 from models import classifier
 from models.saved import tensors_to_bytes
-from utils.analysis.analysis import Analysis
 from utils.analysis.cache import Arrays, Form, cache_file, cached
 from utils.analysis.predictions import Predictions
+from utils.analysis.section import Analysis
 from utils.evaluation.predict import predict
 from utils.system.errors import UserError, raise_on_all_ranks
 from utils.system.files import digest, replace_file
@@ -58,14 +59,12 @@ def predict_split(analysis: Analysis, split: Split, label: str) -> Predictions:
         num_workers=analysis.config.num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )
-    outputs = predict(
-        accelerator,
-        accelerator.prepare_model(model, evaluation_mode=True),
-        loader,
-        lambda images: to_input(images, *analysis.statistics, channels_last, config.resolution),
-        config.tta,
-        label,
-    ).numpy()
+    model = accelerator.prepare_model(model, evaluation_mode=True)
+
+    def preprocess(images: Tensor) -> Tensor:
+        return to_input(images, *analysis.statistics, channels_last, config.resolution)
+
+    outputs = predict(accelerator, model, loader, preprocess, config.tta, label).numpy()
     if not np.isfinite(outputs).all():
         raise UserError(f"{analysis.run.model_folder}: the model's predictions are not finite")
     classes, largest = len(config.class_names), np.finfo(np.float16).max
@@ -114,12 +113,10 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         features=predictions.features,
     )
     content = buffer.getvalue()
-    try:
-        is_written = read_file(path, len(content)) == content
-    except UserError:
-        is_written = False
-    if not is_written:
-        replace_file(path, content)
+    with contextlib.suppress(UserError):
+        if read_file(path, len(content)) == content:
+            return
+    replace_file(path, content)
 
 
 @torch.no_grad()

@@ -1,17 +1,33 @@
-"""Reads the photos of `--predict`: the user's own images, without labels and without a data set."""
+"""The photos of `--predict`, the user's own images without labels: reads them, and shows their probabilities and where
+the model looks."""
 
+import csv
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
+from tqdm import tqdm
 
-from data.files import SUFFIXES, ImageFiles
+from data.files import SUFFIXES, ImageFiles, read_image
 from data.images import InMemory
 from data.splits import Split
-from utils.system.errors import UserError
+from utils.analysis.cam.maps import Cam, class_maps, draw_map, overlay
+from utils.analysis.predictions import Predictions
+from utils.analysis.report.page import render
+from utils.analysis.section import Analysis, open_table
+from utils.plots.figures import GREY, new_figure, shown_name
+from utils.system.errors import UserError, one_line
+from utils.system.files import replace_file, replacing
 
 UNKNOWN = -1  # the label of a photo
+PRINTED = 3  # classes on the line of a photo
+DRAWN = 5  # classes with a bar
+FIGURE_SIDE = 320  # pixels of a photo in its figure
+PAGE_SIDE = 160  # pixels of a photo on the page
+PAGE_PHOTOS = 100  # on the page: about 8 MB
 
 
 def read_photos(names: Sequence[str], size: int, results: Path) -> Split:
@@ -56,3 +72,94 @@ def _walk(folder: Path) -> list[Path]:
         folders[:] = [name for name in folders if name[0] != "."]
         files += [Path(place, name) for name in names if name[0] != "." and Path(name).suffix.lower() in SUFFIXES]
     return sorted(files)
+
+
+@dataclass(frozen=True)
+class Described:
+    """A photo with its prediction.
+
+    Attributes:
+        path: as the user named it.
+        figure: file name of its figure.
+        classes: the most probable ones by name with their probabilities, most probable first.
+        map: the CAM of the most probable class over the model's input, uint8 (h, w, 3); None without evidence.
+    """
+
+    path: Path
+    figure: str
+    classes: list[tuple[str, float]]
+    map: np.ndarray | None
+
+    def seen(self, side: int) -> np.ndarray:
+        """The part of the photo that the model sees, uint8 (side, side, 3)."""
+        return read_image(self.path, side)
+
+
+def write_results(analysis: Analysis, predictions: Predictions) -> dict[str, dict[str, float]]:
+    """Explains the predictions of photos: prints a line for each; writes predictions.csv, figures, and predict.html.
+
+    Returns: the probability of every class by the path of the photo.
+    """
+    folder, cam, names = analysis.folder, analysis.cams.chosen[0], analysis.model_config.class_names
+    images, paths, probabilities = analysis.test.images[:], analysis.test.paths, predictions.probabilities
+    maps = class_maps(analysis.model, cam, analysis.inputs_of(images), predictions.classes.tolist())
+    described = []
+    rows = zip(paths, images, probabilities, maps, strict=True)
+    for number, (path, image, row, cam_map) in enumerate(rows, 1):
+        order = np.argsort(-row, kind="stable")[:DRAWN]
+        classes = [(names[index], float(row[index])) for index in order]
+        readable = "".join(letter if letter.isprintable() else "_" for letter in Path(path).stem)
+        stem = readable.encode()[:100].decode(errors="ignore")  # a name has at most 255 bytes
+        figure = f"{number:0{len(str(len(paths)))}d}-{stem}.png"
+        described.append(Described(Path(path), figure, classes, overlay(image, cam_map)))
+        print(one_line(f"{path}: " + ", ".join(f"{name} {share:.1%}" for name, share in classes[:PRINTED])))
+    _write_table(folder / "predictions.csv", paths, probabilities, names)
+    for photo in tqdm(described, "figures", leave=False, disable=None):
+        with replacing(folder / photo.figure) as file:
+            photo_figure(photo, cam).savefig(file, format="png")
+    page = render(
+        "predict.html.jinja",
+        run=analysis.run,
+        model_config=analysis.model_config,
+        cam=cam,
+        photos=described[:PAGE_PHOTOS],
+        more=len(described[PAGE_PHOTOS:]),
+        side=PAGE_SIDE,
+    )
+    replace_file(folder / "predict.html", page.encode(errors="backslashreplace"))
+    print(f"page: {folder / 'predict.html'}")
+    return {path: dict(zip(names, row.tolist(), strict=True)) for path, row in zip(paths, probabilities, strict=True)}
+
+
+def photo_figure(described: Described, cam: Cam) -> Figure:
+    """The photo, where the model looks, and the probabilities of the most probable classes."""
+    figure = new_figure(9, 3.2)
+    figure.suptitle(shown_name(described.path.name, longest=80))
+    photo, heat, bars = figure.subplots(1, 3, width_ratios=(1, 1, 1.3))
+    photo.imshow(described.seen(FIGURE_SIDE))
+    photo.set_title("the part of the photo\nthat the model sees", fontsize=9)
+    draw_map(heat, described.map)
+    best = shown_name(described.classes[0][0])
+    heat.set_title(f"{cam}:\n" + (f"evidence for {best}" if cam.knows_classes else "salient regions"), fontsize=9)
+    for axes in (photo, heat):
+        axes.set_axis_off()
+    labels, shares = zip(*described.classes, strict=True)
+    places = range(len(labels))
+    bars.barh(places, shares, color=GREY)
+    for place, share in zip(places, shares, strict=True):
+        bars.text(share + 0.02, place, f"{share:.1%}", va="center", fontsize=9)
+    bars.set(xlim=(0, 1.2), ylim=(DRAWN - 0.5, -0.5), xlabel="probability", xticks=(0, 0.5, 1))
+    bars.set_yticks(places, [shown_name(label) for label in labels])
+    bars.xaxis.set_major_formatter("{x:.0%}")
+    bars.spines[["top", "right"]].set_visible(False)
+    bars.spines["bottom"].set_bounds(0, 1)
+    return figure
+
+
+def _write_table(path: Path, paths: Sequence[str], probabilities: np.ndarray, names: Sequence[str]) -> None:
+    """A row for each photo with a column for each class. Not by name: a class may be called `path`."""
+    with open_table(path) as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "predicted", *names])
+        for photo, row in zip(paths, probabilities, strict=True):
+            writer.writerow([photo, names[row.argmax()], *row.tolist()])

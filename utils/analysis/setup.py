@@ -8,9 +8,9 @@ from torch import nn
 
 from data.loaders import EVALUATION_BATCH
 from models.saved import ModelConfig
-from utils.analysis.analysis import Analysis
-from utils.analysis.cam.choose import Cams, choose_cams
+from utils.analysis.cam.maps import Cams, choose_cams
 from utils.analysis.photos import read_photos
+from utils.analysis.section import Analysis
 from utils.analysis.sections import choose_sections, needs
 from utils.config import AnalyzeConfig
 from utils.runs.saved_run import SavedRun, open_run, some
@@ -38,19 +38,9 @@ def set_up(config: AnalyzeConfig, accelerator: Accelerator) -> Analysis:
     needed = needs(sections)
     holds_out = run.validation_fraction > 0
     reads_train = "training images" in needed or (holds_out and "validation images" in needed)
-    analysis = Analysis(
-        config,
-        accelerator,
-        run,
-        model.to(accelerator.device),
-        model_config,
-        cams,
-        test,
-        run.split("train", model_config) if reads_train else None,
-        None,
-        sections,
-        folder,
-    )
+    train = run.split("train", model_config) if reads_train else None
+    model = model.to(accelerator.device)
+    analysis = Analysis(config, accelerator, run, model, model_config, cams, test, train, None, sections, folder)
     if "another run" in needed:
         analysis = dataclasses.replace(analysis, other=_set_up_other(analysis, Path(config.compare or "")))
     if accelerator.is_main_process:

@@ -1,31 +1,30 @@
 """Shows the results of an analysis in the trackers of its run."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from utils.analysis.predictions import Predictions
 from utils.analysis.scores import confusion_matrix
-from utils.analysis.section import Section
-from utils.runs.saved_run import SavedRun
+from utils.analysis.section import Analysis, Section
 from utils.tracking.tracker import Confusion, Media, Page, Picture, Table
 from utils.tracking.trackers import Trackers, identify_run, tracked_as
 
 
 def track_analysis(
-    run: SavedRun,
+    analysis: Analysis,
+    predictions: Predictions,
     summary: Mapping[str, Any],
     sections: Collection[Section],
     figures: Mapping[str, Path],
-    predictions: Predictions,
-    class_names: Sequence[str],
     page: Page,
 ) -> None:
     """Shows everything as `analysis/...` in the run's trackers, online or offline as training had them.
 
     A failing tracker costs a warning on stderr, not the analysis.
     """
+    run, class_names = analysis.run, analysis.model_config.class_names
     names = [name for name in run.config.trackers if find_spec(name)]
     known = tracked_as(run.environment)
     if not names or "run_id" not in known:
@@ -34,7 +33,12 @@ def track_analysis(
     content: dict[str, float | Media] = {
         **{key: value for key, value in summary.items() if isinstance(value, (int, float))},
         **{name: Picture(path) for name, path in figures.items()},
-        **_tables(sections),
+        **{
+            f"{name}_table": Table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows])
+            for section in sections
+            for name, rows in section.tables.items()
+            if rows
+        },
         **{name: media for section in sections for name, media in section.media.items()},
         "confusion": Confusion(class_names, counts),
         "report": page,
@@ -45,14 +49,6 @@ def track_analysis(
         trackers.each(lambda tracker: tracker.show({f"analysis/{key}": value for key, value in content.items()}, step))
     finally:
         trackers.close(finished=True)
-
-
-def _tables(sections: Collection[Section]) -> dict[str, Table]:
-    found = {name: rows for section in sections for name, rows in section.tables.items() if rows}
-    return {
-        f"{name}_table": Table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows])
-        for name, rows in found.items()
-    }
 
 
 def _cell(value: Any) -> Any:

@@ -1,23 +1,27 @@
-"""Several CAMs of the same mistakes side by side, and how faithful each of them is."""
+"""Several CAMs of the same mistakes side by side, and how faithful each of them is by ROAD, remove and debias (Rong et
+al. 2022, arXiv:2202.00449)."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
+from pytorch_grad_cam.metrics.road import ROADLeastRelevantFirst, ROADMostRelevantFirst
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.analysis.cam.maps import Cam, class_maps
-from utils.analysis.cam.overlay import draw_map, overlay
-from utils.analysis.cam.road import road_scores
-from utils.analysis.mistakes import Mistake
+from utils.analysis.cam.maps import Cam, class_maps, draw_map, overlay
+from utils.analysis.predictions import Mistake
 from utils.analysis.section import Row
-from utils.plots.figures import class_label, hide_axes, new_figure
+from utils.plots.figures import hide_axes, new_figure
 
 COMPARED_IMAGES = 20  # mistakes that faithfulness is measured on
 GRID_IMAGES = 6  # mistakes that are shown with every method at every layer
+PERCENTILES = (20, 40, 60, 80)  # percent of the pixels that remain
 ROAD_SIDE = 48  # pixels of an input up to which a single CAM is scored too: within two seconds on two cores
 
 
@@ -58,6 +62,48 @@ def compare(
     return compared
 
 
+def road_scores(model: nn.Module, inputs: Tensor, maps: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+    """How faithful each map is, float64 (N,), between -0.5 and 0.5.
+
+    The pixels that a map marks as most important are removed, a share at a time, and imputed from their neighbours;
+    then those that it marks as least important. The score is half the difference of the probabilities of the class,
+    mean over the shares: 0 for a map that is no better than chance. A map without positive evidence ranks all pixels
+    alike and scores 0.
+
+    Args:
+        model: float32, in eval mode.
+        inputs: normalised images (N, 3, H, W) on the model's device.
+        maps: float32 (N, H, W).
+        classes: the class that each map explains.
+    """
+    goals = [ClassifierOutputSoftmaxTarget(index) for index in classes]
+    ranks = _ranks(maps)
+    scores = np.zeros(len(maps))
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore", DeprecationWarning)  # the library calls NumPy with tensors
+        torch.manual_seed(0)  # of the noise on the pixels that are filled in
+        for percentile in PERCENTILES:
+            least, most = (
+                metric(percentile)(inputs, ranks, goals, model, return_diff=False)
+                for metric in (ROADLeastRelevantFirst, ROADMostRelevantFirst)
+            )
+            scores += (least - most) / 2 / len(PERCENTILES)
+    return np.where(maps.any(axis=(1, 2)), scores, 0)
+
+
+def _ranks(maps: np.ndarray) -> np.ndarray:
+    """The pixels of each map in the order of their values, float32 from 0 to 1, equal values in random order.
+
+    The library removes what lies above a percentile. Where a third of a map is zero, that would be no pixel or all of
+    them.
+    """
+    flat = maps.reshape(len(maps), -1)
+    order = np.lexsort((np.random.default_rng(0).random(flat.shape), flat))
+    ranks = np.empty_like(flat)
+    np.put_along_axis(ranks, order, np.linspace(0, 1, flat.shape[1], dtype=np.float32)[None], axis=1)
+    return ranks.reshape(maps.shape)
+
+
 def grid_figure(
     compared: Sequence[Compared], mistakes: Sequence[Mistake], images: np.ndarray, class_names: Sequence[str]
 ) -> Figure:
@@ -73,22 +119,12 @@ def grid_figure(
     cells = figure.subplots(len(compared) + 1, len(shown) + 1, squeeze=False)
     for axes, (mistake, image) in zip(cells[0, 1:], shown, strict=True):
         axes.imshow(image, interpolation="nearest")
-        axes.set_title(
-            f"predicted:\n{class_label(class_names, mistake.predicted, mistake.predicted_confidence)}\n"
-            f"true:\n{class_label(class_names, mistake.true, mistake.true_confidence)}",
-            fontsize=9,
-        )
+        true, predicted = mistake.labels(class_names)
+        axes.set_title(f"predicted:\n{predicted}\ntrue:\n{true}", fontsize=9)
     for entry, (label, *row) in zip(compared, cells[1:], strict=True):
         layer, classless = entry.cam.layer, "" if entry.cam.knows_classes else " (any class)"
-        label.text(
-            1,
-            0.5,
-            f"{entry.cam.name}{classless}\n{layer.name} ({layer.pixels})\nROAD {road_text(entry.row)}",
-            ha="right",
-            va="center",
-            fontsize=9,
-            transform=label.transAxes,
-        )
+        text = f"{entry.cam.name}{classless}\n{layer.name} ({layer.pixels})\nROAD {road_text(entry.row)}"
+        label.text(1, 0.5, text, ha="right", va="center", fontsize=9, transform=label.transAxes)
         for axes, (_, image), cam_map in zip(row, shown, entry.maps, strict=False):
             draw_map(axes, overlay(image, cam_map))
     hide_axes(cells.ravel())

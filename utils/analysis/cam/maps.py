@@ -1,21 +1,27 @@
-"""Class activation maps of many images (Selvaraju et al. 2017, arXiv:1610.02391, and later methods)."""
+"""Class activation maps of many images (Selvaraju et al. 2017, arXiv:1610.02391, and later methods), and which methods
+at which layers `cam_method` and `cam_layer` ask for; maps drawn over their images."""
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.analysis.cam.layers import CamLayer
-from utils.analysis.cam.methods import AUG_SMOOTH_COST, CLASSLESS, forward_passes, opened, targets, without_bars
+from utils.analysis.cam import methods
+from utils.analysis.cam.layers import CamLayer, Size, choose_layer, refused_layers
 from utils.system.duration import duration
 
 BATCH_PIXELS = 50 * 32 * 32  # of a batch, whose activations and gradients are held at once
 TIMED_BATCH = 16  # images
+ENLARGED_SIDE = 160  # pixels, at least
+MOST_OPAQUE = 0.75  # of the colour over the image
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,41 @@ class Cam:
     @property
     def knows_classes(self) -> bool:
         """Whether it shows evidence for a class, or salient regions that are the same for every class."""
-        return self.name not in CLASSLESS
+        return self.name not in methods.CLASSLESS
+
+
+@dataclass(frozen=True)
+class Cams:
+    """The methods at the layers that are asked for: the first explains the mistakes, all are compared.
+
+    `refused` are the layers whose feature maps are too coarse, with their height and width in pixels.
+    """
+
+    chosen: Sequence[Cam] = ()
+    refused: Mapping[str, Size] = field(default_factory=dict)
+
+
+def choose_cams(
+    model: nn.Module,
+    image_size: int,
+    method_names: str,
+    layer_names: str | None,
+    aug_smooth: bool = False,
+    eigen_smooth: bool = False,
+) -> Cams:
+    """All combinations of methods and layers, given as comma-separated names. Raises UserError."""
+    kinds = {name: methods.choose_method(name, aug_smooth, eigen_smooth) for name in _names(method_names)}
+    places = [choose_layer(model, image_size, name) for name in (_names(layer_names) if layer_names else [None])]
+    chosen = [
+        Cam(name, kind, layer, aug_smooth, eigen_smooth)
+        for name, kind in kinds.items()
+        for layer in methods.layers_of(kind, places, image_size)
+    ]
+    return Cams(chosen, refused_layers(model, image_size))
+
+
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(name.strip() for name in text.split(",")))
 
 
 @torch.enable_grad()
@@ -58,8 +98,8 @@ def class_maps(model: nn.Module, cam: Cam, inputs: Tensor, classes: Sequence[int
     count, _, height, width = inputs.shape
     smoothing = {"eigen_smooth": cam.eigen_smooth} | ({"aug_smooth": True} if cam.aug_smooth else {})
     maps = [np.empty((0, height, width), np.float32)]
-    with opened(cam.method, model, cam.layer) as compute, _seeded():
-        passes = forward_passes(compute, cam.layer, inputs)
+    with methods.opened(cam.method, model, cam.layer) as compute, _seeded():
+        passes = methods.forward_passes(compute, cam.layer, inputs)
         slow = passes > 1 and count > 0
         if slow:
             _announce(model, cam, inputs, passes)
@@ -67,8 +107,8 @@ def class_maps(model: nn.Module, cam: Cam, inputs: Tensor, classes: Sequence[int
         bar = tqdm(range(0, count, step), str(cam), leave=False, unit=" maps", disable=None if slow else True)
         for start in bar:
             part = slice(start, start + step)
-            goals = targets(cam.method, model, inputs[part], classes[part])
-            with without_bars() if slow else contextlib.nullcontext():
+            goals = methods.targets(cam.method, model, inputs[part], classes[part])
+            with methods.without_bars() if slow else contextlib.nullcontext():
                 maps.append(compute(input_tensor=inputs[part], targets=goals, **smoothing))
     model.zero_grad(set_to_none=True)
     return np.concatenate(maps)
@@ -82,7 +122,7 @@ def _announce(model: nn.Module, cam: Cam, inputs: Tensor, passes: int) -> None:
     start = time.perf_counter()
     model(batch).cpu()
     if cam.aug_smooth:
-        passes *= AUG_SMOOTH_COST
+        passes *= methods.AUG_SMOOTH_COST
     seconds = (time.perf_counter() - start) / TIMED_BATCH * passes * len(inputs)
     tqdm.write(f"{cam}: {passes} forward passes per map, about {duration(seconds)} for {len(inputs)} maps")
 
@@ -96,3 +136,32 @@ def _seeded() -> Iterator[None]:
         yield
     finally:
         np.random.set_state(state)  # noqa: NPY002
+
+
+def overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray | None:
+    """A map (H, W) over its image (uint8, H x W x 3), enlarged and as uint8; None for a map without positive evidence.
+
+    The image turns grey and shows through where the map is low, so that colour can only come from the map.
+    """
+    if not cam.any():
+        return None
+    grey = enlarge(image).mean(axis=2, keepdims=True)
+    smooth = cv2.resize(cam, grey.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    colour = 255 * colormaps["autumn"](smooth)[..., :3]
+    opacity = MOST_OPAQUE * smooth[..., None]
+    return ((1 - opacity) * grey + opacity * colour).round().astype(np.uint8)
+
+
+def enlarge(image: np.ndarray) -> np.ndarray:
+    """The same pixels, each repeated until the image is at least ENLARGED_SIDE wide: sharp in print."""
+    factor = -(-ENLARGED_SIDE // image.shape[0])
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def draw_map(axes: Axes, overlaid: np.ndarray | None) -> None:
+    """The result of `overlay`, or words if it is None."""
+    if overlaid is None:
+        axes.imshow([[[0.85] * 3]])
+        axes.text(0, 0, "no positive\nevidence", ha="center", va="center", fontsize=8)
+    else:
+        axes.imshow(overlaid, interpolation="nearest")

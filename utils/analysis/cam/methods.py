@@ -3,25 +3,12 @@
 import contextlib
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import pytorch_grad_cam
+import pytorch_grad_cam as grad_cam
 import torch
-from pytorch_grad_cam import (
-    KPCA_CAM,
-    SESS,
-    AblationCAM,
-    AblationLayer,
-    EigenCAM,
-    EigenGradCAM,
-    FinerCAM,
-    FullGrad,
-    GradCAM,
-    ScoreCAM,
-    ShapleyCAM,
-)
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputReST, ClassifierOutputTarget, FinerWeightedTarget
 from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
 from torch import Tensor, nn
@@ -41,7 +28,7 @@ def cam_methods() -> dict[str, type]:
     """The methods by name: classes of the library that take target layers and release their hooks."""
     return {
         name: kind
-        for name, kind in inspect.getmembers(pytorch_grad_cam, inspect.isclass)
+        for name, kind in inspect.getmembers(grad_cam, inspect.isclass)
         if "target_layers" in inspect.signature(kind).parameters and hasattr(kind, "__exit__")
     }
 
@@ -56,7 +43,7 @@ def choose_method(name: str, aug_smooth: bool = False, eigen_smooth: bool = Fals
     if aug_smooth and not takes_aug_smooth(methods[name]):
         smooth = [other for other, method in methods.items() if takes_aug_smooth(method)]
         raise UserError(f"aug_smooth: true is not allowed; {name} has no such smoothing; it is in {', '.join(smooth)}")
-    if eigen_smooth and methods[name] is FullGrad:
+    if eigen_smooth and methods[name] is grad_cam.FullGrad:
         raise UserError("eigen_smooth: true is not allowed; FullGrad would shrink its maps to an eighth of the image")
     return methods[name]
 
@@ -67,7 +54,7 @@ def takes_aug_smooth(method: type) -> bool:
 
 def layers_of(method: type, layers: Sequence[CamLayer], image_size: int) -> Sequence[CamLayer]:
     """The layers that a method explains one by one; FullGrad adds up the gradients of all biases at once."""
-    return [CamLayer("all layers", None, 3, (image_size, image_size))] if method is FullGrad else layers
+    return [CamLayer("all layers", None, 3, (image_size, image_size))] if method is grad_cam.FullGrad else layers
 
 
 @contextlib.contextmanager
@@ -79,10 +66,10 @@ def opened(method: type, model: nn.Module, layer: CamLayer) -> Iterator[Any]:
     """
     modules = [] if layer.module is None else [layer.module]
     arguments: dict[str, Any] = {"reshape_transform": layer.as_map} if modules else {}
-    if method is AblationCAM:
+    if method is grad_cam.AblationCAM:
         arguments["ablation_layer"] = _ZeroedChannels(layer.form)
-    if method in (FinerCAM, SESS):
-        arguments["base_method"] = upright(GradCAM)
+    if method in (grad_cam.FinerCAM, grad_cam.SESS):
+        arguments["base_method"] = upright(grad_cam.GradCAM)
     else:
         method = upright(ADAPTED.get(method, method))
     with sdpa_kernel(SDPBackend.MATH):
@@ -105,14 +92,14 @@ def targets(method: type, model: nn.Module, inputs: Tensor, classes: Sequence[in
       the second derivative is zero, and ShapleyCAM would be GradCAM.
     - AblationCAM: the logit, raised to 1. It divides by this number, which turns the map of a negative logit around.
     """
-    if method is ShapleyCAM:
+    if method is grad_cam.ShapleyCAM:
         return [ClassifierOutputReST(index) for index in classes]
-    if method not in (FinerCAM, AblationCAM):
+    if method not in (grad_cam.FinerCAM, grad_cam.AblationCAM):
         return [ClassifierOutputTarget(index) for index in classes]
     with torch.no_grad():
         logits = model(inputs)
-    if method is AblationCAM:
-        return [_RaisedLogit(index, row[index].item()) for index, row in zip(classes, logits, strict=True)]
+    if method is grad_cam.AblationCAM:
+        return [_raised_logit(index, row[index].item()) for index, row in zip(classes, logits, strict=True)]
     similar = (logits - logits.gather(1, torch.tensor(classes, device=logits.device)[:, None])).abs().argsort(1)
     return [
         FinerWeightedTarget(index, [other for other in row if other != index][:FINER_COMPARED], alpha=1)
@@ -125,9 +112,9 @@ def forward_passes(cam: Any, layer: CamLayer, inputs: Tensor) -> int:
 
     ScoreCAM and AblationCAM try every channel; SESS scores and explains crops of the enlarged image.
     """
-    if isinstance(cam, (ScoreCAM, AblationCAM)):
+    if isinstance(cam, (grad_cam.ScoreCAM, grad_cam.AblationCAM)):
         return layer.channels
-    if isinstance(cam, SESS):
+    if isinstance(cam, grad_cam.SESS):
         return 4 * len(cam.collect_patches(inputs[:1], *2 * [min(inputs.shape[2:])])[0])
     return 1
 
@@ -163,9 +150,9 @@ class _Upright:
         self.weights = None
         image = super().get_cam_image  # type: ignore[misc]
         maps = image(input_tensor, target_layer, targets, activations, grads, eigen_smooth)
-        if isinstance(self, (EigenCAM, KPCA_CAM)):
+        if isinstance(self, (grad_cam.EigenCAM, grad_cam.KPCA_CAM)):
             sums = activations.sum(axis=1)
-        elif isinstance(self, EigenGradCAM):
+        elif isinstance(self, grad_cam.EigenGradCAM):
             sums = (grads * activations).sum(axis=1)
         elif eigen_smooth:
             sums = image(input_tensor, target_layer, targets, activations, grads, False)
@@ -175,14 +162,10 @@ class _Upright:
         return np.where((maps * sums).sum(axis=(1, 2), keepdims=True) < 0, -maps, maps)
 
 
-class _RaisedLogit:
+def _raised_logit(index: int, logit: float) -> Callable[[Tensor], Tensor]:
     """A logit, shifted so that it is 1 for the image itself."""
-
-    def __init__(self, index: int, logit: float):
-        self.index, self.raised_by = index, 1 - logit
-
-    def __call__(self, output: Tensor) -> Tensor:
-        return output[..., self.index] + self.raised_by
+    raised_by = 1 - logit
+    return lambda output: output[..., index] + raised_by
 
 
 def _passed_on_as_a_copy(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
@@ -190,7 +173,7 @@ def _passed_on_as_a_copy(module: nn.Module, inputs: tuple, output: Tensor) -> Te
     return output.clone()
 
 
-class _ZeroedChannels(AblationLayer):
+class _ZeroedChannels(grad_cam.AblationLayer):
     """Sets a channel to zero (Desai and Ramaswamy 2020), in activations of any form.
 
     The library's own layer sets it to minus ten million wherever an activation is negative, as behind a GELU.
@@ -210,7 +193,7 @@ class _ZeroedChannels(AblationLayer):
         return output
 
 
-class _AnyFormShapleyCAM(ShapleyCAM):
+class _AnyFormShapleyCAM(grad_cam.ShapleyCAM):
     """ShapleyCAM for activations of any form: the library assumes feature maps when it weights the channels."""
 
     def get_cam_image(
@@ -223,4 +206,4 @@ class _AnyFormShapleyCAM(ShapleyCAM):
         return get_2d_projection(weighted) if eigen_smooth else weighted.sum(axis=1)
 
 
-ADAPTED = {ShapleyCAM: _AnyFormShapleyCAM}
+ADAPTED = {grad_cam.ShapleyCAM: _AnyFormShapleyCAM}

@@ -35,12 +35,9 @@ def render_report(run: SavedRun, sections: Mapping[str, Section], **values: Any)
 
 def render(template: str, **values: Any) -> str:
     """A page from a template. Whatever comes from a run is escaped: a class name may hold HTML."""
+    loader = FileSystemLoader(TEMPLATES)
     templates = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     templates.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     templates.filters |= {"data_uri": data_uri, "duration": duration}
@@ -61,12 +58,9 @@ def recipe(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def data_uri(image: np.ndarray | Path | bytes) -> str:
     """An image (uint8, H x W x 3), a PNG file or its content as the source of an <img>."""
-    if isinstance(image, Path):
-        content = image.read_bytes()
-    elif isinstance(image, bytes):
-        content = image
-    else:
+    if isinstance(image, np.ndarray):
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "PNG")
-        content = buffer.getvalue()
+        image = buffer.getvalue()
+    content = image.read_bytes() if isinstance(image, Path) else image
     return "data:image/png;base64," + base64.b64encode(content).decode()

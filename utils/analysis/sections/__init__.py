@@ -21,9 +21,8 @@ and has one or two functions:
 from importlib import import_module
 from typing import Any
 
-from utils.analysis.analysis import Analysis
 from utils.analysis.predictions import Predictions
-from utils.analysis.section import Section
+from utils.analysis.section import Analysis, Section
 from utils.config import AnalyzeConfig
 from utils.config.analyze import SECTIONS
 

@@ -3,17 +3,16 @@ error, without and with temperature scaling, fitted to the validation split."""
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
-from utils.analysis.analysis import Analysis
 from utils.analysis.inference import predict_cached
-from utils.analysis.predictions import Predictions
-from utils.analysis.sampling import stratified_choice
+from utils.analysis.predictions import Predictions, stratified_choice
 from utils.analysis.scores import Reliability, reliability
-from utils.analysis.section import Section
+from utils.analysis.section import Analysis, Section
 from utils.plots.figures import COLOURS, GREY, new_figure
 
 LABEL = "Calibration"
@@ -90,44 +89,38 @@ def calibration_figure(diagrams: Mapping[str, Reliability]) -> Figure:
     """Reliability diagrams side by side, each above the histogram of confidences."""
     figure = new_figure(0.6 + 4.8 * len(diagrams), 5.8)
     rows = figure.subplots(2, len(diagrams), sharex=True, sharey="row", height_ratios=(3, 1), squeeze=False)
+    colour = COLOURS["test"]
     for column, (name, found) in enumerate(diagrams.items()):
         diagram, histogram = rows[:, column]
-        width = np.diff(found.edges)
+        left, width = found.edges[:-1], np.diff(found.edges)
         filled = found.counts > 0
-        diagram.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="perfectly calibrated")
-        diagram.bar(
-            found.edges[:-1][filled],
-            found.accuracy[filled],
-            width[filled],
-            align="edge",
-            color=COLOURS["test"],
-            alpha=0.35,
-            edgecolor=COLOURS["test"],
-            label="accuracy of the predictions in a bin",
-        )
-        diagram.plot(
-            found.confidence[filled],
-            found.accuracy[filled],
-            "o",
-            color=COLOURS["test"],
-            markersize=4,
-            clip_on=False,
-            zorder=3,
-            label="at their mean confidence",
-        )
-        diagram.set(
-            title=f"Calibration {name}: expected error {found.expected_calibration_error:.3f}", xlim=(0, 1), ylim=(0, 1)
-        )
-        diagram.title.set_fontsize("medium")
-        histogram.bar(found.edges[:-1], found.counts, width, align="edge", color=COLOURS["test"])
-        histogram.set(xlabel="confidence (probability of the predicted class)")
-        histogram.xaxis.set_major_formatter(PercentFormatter(1))
-        diagram.yaxis.set_major_formatter(PercentFormatter(1))
-        for axes in (diagram, histogram):
-            axes.set_axisbelow(True)
-            axes.grid(alpha=0.3)
+        style_panels(diagram, histogram, "--")
+        bars = left[filled], found.accuracy[filled], width[filled]
+        label = "accuracy of the predictions in a bin"
+        diagram.bar(*bars, align="edge", color=colour, edgecolor=colour, alpha=0.35, label=label)
+        plot_bins(diagram, found, color=colour, linestyle="", label="at their mean confidence")
+        error = found.expected_calibration_error
+        diagram.set_title(f"Calibration {name}: expected error {error:.3f}", fontsize="medium")
+        histogram.bar(left, found.counts, width, align="edge", color=colour)
     figure.get_layout_engine().set(wspace=0.06)
-    rows[0, 0].set_ylabel("accuracy")
-    rows[1, 0].set_ylabel("images")
     figure.legend(*rows[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2 * len(diagrams) - 1)
     return figure
+
+
+def plot_bins(diagram: Axes, found: Reliability, **style: Any) -> None:
+    """The accuracy of each bin that is not empty over its mean confidence, as dots."""
+    filled = found.counts > 0
+    dots = {"marker": "o", "markersize": 4, "clip_on": False, "zorder": 3}
+    diagram.plot(found.confidence[filled], found.accuracy[filled], **dots, **style)
+
+
+def style_panels(diagram: Axes, histogram: Axes, linestyle: str) -> None:
+    """The scales, labels and grid of a reliability diagram above a histogram, and the line of perfect calibration."""
+    diagram.plot([0, 1], [0, 1], color=GREY, linestyle=linestyle, label="perfectly calibrated")
+    diagram.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    histogram.set(xlabel="confidence (probability of the predicted class)", ylabel="images")
+    for axes, axis in ((diagram, diagram.yaxis), (histogram, histogram.xaxis)):
+        axis.set_major_formatter("{x:.0%}")
+        axes.set_axisbelow(True)
+        axes.grid(alpha=0.3)
+        axes.label_outer()

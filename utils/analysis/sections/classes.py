@@ -5,14 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
-from utils.analysis.analysis import Analysis
-from utils.analysis.mistakes import find_mistakes
-from utils.analysis.predictions import Predictions
+from utils.analysis.predictions import Predictions, find_mistakes
 from utils.analysis.report.atlas import tiles_of
 from utils.analysis.scores import confusion_matrix, most_confused, per_class_scores
-from utils.analysis.section import Section
+from utils.analysis.section import Analysis, Section
 from utils.plots.figures import new_figure, shown_name
 
 LABEL = "Classes"
@@ -57,10 +54,9 @@ def least_confident_correct(predictions: Predictions) -> list[int]:
     confidence = predictions.probabilities.max(axis=1)
     correct = np.flatnonzero(predictions.classes == predictions.labels)
     correct = correct[np.argsort(confidence[correct], kind="stable")]
-    classes = predictions.probabilities.shape[1]
     return [
         int(index)
-        for label in range(classes)
+        for label in range(predictions.probabilities.shape[1])
         for index in correct[predictions.labels[correct] == label][:CORRECT_PER_CLASS]
     ]
 
@@ -86,8 +82,9 @@ def confusion_matrix_figure(matrix: np.ndarray, class_names: Sequence[str]) -> F
     shares = matrix / matrix.sum(axis=1, keepdims=True).clip(min=1)
     cells = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
     size = 9 if numbered else 5
-    axes.set_xticks(range(classes), [shown_name(name) for name in class_names], rotation=90, fontsize=size)
-    axes.set_yticks(range(classes), [shown_name(name) for name in class_names], fontsize=size)
+    names = [shown_name(name) for name in class_names]
+    axes.set_xticks(range(classes), names, rotation=90, fontsize=size)
+    axes.set_yticks(range(classes), names, fontsize=size)
     axes.set(title="Confusion matrix", xlabel="predicted class", ylabel="true class")
     if numbered:
         for (true, predicted), count in np.ndenumerate(matrix):
@@ -95,5 +92,5 @@ def confusion_matrix_figure(matrix: np.ndarray, class_names: Sequence[str]) -> F
                 colour = "white" if shares[true, predicted] > 0.35 else "black"
                 axes.text(predicted, true, f"{count}", ha="center", va="center", color=colour, fontsize=8)
     bar = figure.colorbar(cells, ax=axes, label="share of the true class (root scale)", shrink=0.8)
-    bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
+    bar.ax.yaxis.set_major_formatter("{x:.0%}")
     return figure

@@ -2,25 +2,18 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from utils.analysis.analysis import Analysis
-from utils.analysis.comparison import (
-    History,
-    compare,
-    history,
-    image_rows,
-    most_confident_first,
-    other_answers,
-    per_class,
-)
+from utils.analysis.comparison import History, compare, history, image_rows, most_confident_first, per_class
 from utils.analysis.inference import predict_test
 from utils.analysis.predictions import Predictions
 from utils.analysis.report.atlas import tiles_of
 from utils.analysis.scores import reliability
-from utils.analysis.section import Row, Section
-from utils.plots.figures import COLOURS, GREY, new_figure, shown_name
+from utils.analysis.section import Analysis, Row, Section
+from utils.analysis.sections.calibration import plot_bins, style_panels
+from utils.plots.figures import COLOURS, new_figure, shown_name
 from utils.runs.saved_run import SavedRun
 
 LABEL = "Comparison"
@@ -57,7 +50,12 @@ def section(analysis: Analysis, predictions: Predictions, found: tuple[SavedRun,
     tiles = {}
     for name in ("fixed", "broken", "shared"):
         positions = most_confident_first(getattr(outcomes, name), predictions)
-        tiles[name] = tiles_of(test, predictions, positions, other_answers(other_predictions, positions, class_names))
+        captions = [
+            f"the other: {class_names[other_predictions.classes[index]]} "
+            f"{100 * other_predictions.probabilities[index].max():.1f} %"
+            for index in positions
+        ]
+        tiles[name] = tiles_of(test, predictions, positions, captions)
     return Section(
         summary={
             "compare": {
@@ -92,9 +90,8 @@ def recall_figure(rows: Sequence[Row], names: Sequence[str]) -> Figure:
     differences = [100 * row["recall_difference"] for row in shown]
     colours = [BETTER if difference >= 0 else WORSE for difference in differences]
     axes.barh(places, differences, color=colours, alpha=0.6, height=0.7)
-    axes.hlines(
-        places, *([100 * row[key] for row in shown] for key in ("low_95", "high_95")), color="0.15", linewidth=1
-    )
+    low, high = ([100 * row[key] for row in shown] for key in ("low_95", "high_95"))
+    axes.hlines(places, low, high, color="0.15", linewidth=1)
     axes.axvline(0, color="0.15", linewidth=0.8)
     axes.set_yticks(places, [shown_name(row["class"]) for row in shown])
     axes.invert_yaxis()
@@ -111,28 +108,12 @@ def calibration_figure(both: Sequence[Predictions], names: Sequence[str]) -> Fig
     """Reliability diagrams of both runs, and the histograms of their confidences."""
     figure = new_figure(5.4, 5.8)
     diagram, histogram = figure.subplots(2, sharex=True, height_ratios=(3, 1))
-    diagram.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="perfectly calibrated")
+    style_panels(diagram, histogram, ":")
     for predictions, label, style in zip(both, labels(names), STYLES, strict=True):
         found = reliability(predictions.probabilities, predictions.labels)
-        filled = found.counts > 0
-        error = found.expected_calibration_error
-        diagram.plot(
-            found.confidence[filled],
-            found.accuracy[filled],
-            **style,
-            marker="o",
-            markersize=4,
-            clip_on=False,
-            zorder=3,
-            label=f"{label}: expected error {error:.3f}",
-        )
+        plot_bins(diagram, found, **style, label=f"{label}: expected error {found.expected_calibration_error:.3f}")
         histogram.stairs(found.counts, found.edges, **style)
-    diagram.set(title="Calibration of both", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
-    histogram.set(xlabel="confidence (probability of the predicted class)", ylabel="images")
-    histogram.xaxis.set_major_formatter(PercentFormatter(1))
-    diagram.yaxis.set_major_formatter(PercentFormatter(1))
-    for axes in (diagram, histogram):
-        axes.grid(alpha=0.3)
+    diagram.set_title("Calibration of both")
     figure.legend(loc="outside lower center")
     return figure
 
@@ -149,11 +130,11 @@ def curves_figure(histories: Sequence[History], names: Sequence[str]) -> Figure:
     for each, label, style in zip(histories, labels(names), STYLES, strict=True):
         name = f"{label}: {each.accuracy[-1]:.1%} at the end"
         panels[0].plot(each.epochs, each.accuracy, **style, **points, label=name)
+        if timed:
+            panels[1].plot(np.array(each.seconds) / length, each.accuracy, **style, **points)
     panels[0].set(title="Test accuracy after each epoch", xlabel="epoch")
     panels[0].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if timed:
-        for each, seconds, style in zip(histories, times, STYLES, strict=True):
-            panels[1].plot([second / length for second in seconds], each.accuracy, **style, **points)
         panels[1].set(xlabel=f"{unit} of training", xlim=(0, None))
     for axes in panels:
         axes.set_ylabel("test accuracy")

@@ -5,9 +5,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from utils.analysis.analysis import Analysis
 from utils.analysis.predictions import Predictions
-from utils.analysis.section import Section
+from utils.analysis.section import Analysis, Section
 from utils.plots.curves import curves_figure, epoch_curves
 from utils.plots.figures import COLOURS, new_figure
 

@@ -3,19 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from utils.analysis.analysis import Analysis
 from utils.analysis.cache import Arrays, Form, cached
 from utils.analysis.inference import fingerprint
-from utils.analysis.predictions import Predictions
+from utils.analysis.predictions import Predictions, stratified_choice
 from utils.analysis.report.atlas import tiles_of
-from utils.analysis.sampling import stratified_choice
-from utils.analysis.section import Section
+from utils.analysis.section import Analysis, Section
 from utils.plots.figures import CLASS_COLOURS, GREY, class_colours, new_figure, shown_name
 
 LABEL = "Embedding"
@@ -183,6 +182,8 @@ def embedding_figure(tsne: Map, pca: Map, variance: np.ndarray, class_names: Seq
     counts = [sum(len(group.places) for group in tsne.groups if group.wrong == wrong) for wrong in (False, True)]
     figure.suptitle(f"Features of {sum(counts)} of {total} test images, {counts[1]} of them mistakes")
     panels = figure.subplots(1, 2)
+    outline = withStroke(linewidth=3, foreground="white")
+    written: dict[str, Any] = {"ha": "center", "va": "center", "fontweight": "bold", "path_effects": [outline]}
     for axes, drawn in zip(panels, (tsne, pca), strict=True):
         for group in drawn.groups:
             if group.wrong:
@@ -190,16 +191,7 @@ def embedding_figure(tsne: Map, pca: Map, variance: np.ndarray, class_names: Seq
             else:
                 axes.scatter(*group.places.T, s=7, color=group.colour, linewidths=0, alpha=0.8)
         for label, x, y in drawn.names:
-            axes.text(
-                x,
-                y,
-                shown_name(class_names[label]),
-                ha="center",
-                va="center",
-                fontsize=0.3 * drawn.name_size,
-                fontweight="bold",
-                path_effects=[withStroke(linewidth=3, foreground="white")],
-            )
+            axes.text(x, y, shown_name(class_names[label]), fontsize=0.3 * drawn.name_size, **written)
         axes.set(xlim=(0, SIDE), ylim=(SIDE, 0), xticks=[], yticks=[], aspect="equal")
     panels[0].set(title="t-SNE", xlabel="only the nearest neighbours have a meaning")
     panels[1].set(

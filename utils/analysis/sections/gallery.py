@@ -5,12 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from utils.analysis.analysis import Analysis
-from utils.analysis.mistakes import Mistake, find_mistakes, shown_of
-from utils.analysis.predictions import Predictions
+from utils.analysis.predictions import Mistake, Predictions, find_mistakes, shown_of
 from utils.analysis.report.atlas import tiles_of
-from utils.analysis.section import Section
-from utils.plots.figures import class_label, image_grid, message_figure
+from utils.analysis.section import Analysis, Section
+from utils.plots.figures import image_grid, message_figure
 
 LABEL = "Mistakes"
 COST = "quick"
@@ -46,11 +44,7 @@ def misclassified_figure(
     """Images with true and predicted class, of `total` mistakes."""
     if not mistakes:
         return message_figure("No image of the test set is misclassified.")
-    titles = [
-        f"true: {class_label(class_names, mistake.true, mistake.true_confidence)}\n"
-        f"predicted: {class_label(class_names, mistake.predicted, mistake.predicted_confidence)}"
-        for mistake in mistakes
-    ]
+    titles = ["true: {}\npredicted: {}".format(*mistake.labels(class_names)) for mistake in mistakes]
     figure = image_grid(images, titles, columns=5)
     figure.suptitle(shown_of(len(mistakes), total))
     return figure

@@ -6,15 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from utils.analysis.analysis import Analysis
 from utils.analysis.cam.compare import COMPARED_IMAGES, compare, grid_figure
 from utils.analysis.cam.layers import SMALLEST_MAP
-from utils.analysis.cam.maps import Cam, class_maps
-from utils.analysis.cam.overlay import draw_map, enlarge, overlay
-from utils.analysis.mistakes import Mistake, find_mistakes, shown_of
-from utils.analysis.predictions import Predictions
-from utils.analysis.section import Section
-from utils.plots.figures import class_label, hide_axes, message_figure, new_figure
+from utils.analysis.cam.maps import Cam, class_maps, draw_map, enlarge, overlay
+from utils.analysis.predictions import Mistake, Predictions, find_mistakes, shown_of
+from utils.analysis.section import Analysis, Section
+from utils.plots.figures import hide_axes, message_figure, new_figure
 from utils.tracking.tracker import Media, Picture, Table
 
 LABEL = "GradCAM"
@@ -107,14 +104,12 @@ def gradcam_figure(examples: Sequence[Example], class_names: Sequence[str], cam:
     figure.suptitle(f"{cam} ({cam.layer.pixels} pixels): {shown}\norange to yellow = more; each map has its own scale")
     cells = figure.subplots(rows, 3 * pairs, squeeze=False).reshape(rows * pairs, 3)
     for (original, predicted, true), example in zip(cells, examples, strict=False):
-        mistake = example.mistake
+        true_label, predicted_label = example.mistake.labels(class_names)
         original.imshow(example.image, interpolation="nearest")
-        original.set_title(f"image {mistake.index}", fontsize=8)
+        original.set_title(f"image {example.mistake.index}", fontsize=8)
         draw_map(predicted, example.predicted_map)
-        predicted.set_title(
-            f"predicted:\n{class_label(class_names, mistake.predicted, mistake.predicted_confidence)}", fontsize=8
-        )
+        predicted.set_title(f"predicted:\n{predicted_label}", fontsize=8)
         draw_map(true, example.true_map)
-        true.set_title(f"true:\n{class_label(class_names, mistake.true, mistake.true_confidence)}", fontsize=8)
+        true.set_title(f"true:\n{true_label}", fontsize=8)
     hide_axes(cells.ravel())
     return figure

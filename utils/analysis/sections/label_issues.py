@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from utils.analysis.analysis import Analysis
 from utils.analysis.predictions import Predictions
 from utils.analysis.report.atlas import tiles_of
-from utils.analysis.section import Section
+from utils.analysis.section import Analysis, Section
 from utils.plots.figures import class_label, image_grid, message_figure
 
 LABEL = "Label issues"
@@ -39,7 +38,9 @@ def section(analysis: Analysis, predictions: Predictions) -> Section:
     """All candidates as a table, the first of them as images."""
     test, class_names = analysis.test, analysis.model_config.class_names
     candidates = find_label_issues(predictions.probabilities, predictions.labels)
-    images = [test.images[candidate.index] for candidate in candidates[:SHOWN]]
+    shown = candidates[:SHOWN]
+    images = [test.images[candidate.index] for candidate in shown]
+    captions = [f"labelled {class_names[item.given]}; perhaps {class_names[item.suggested]}" for item in shown]
     rows = [
         {
             "index": candidate.index,
@@ -54,18 +55,8 @@ def section(analysis: Analysis, predictions: Predictions) -> Section:
     ]
     return Section(
         summary={"label_issue_candidates": len(candidates)},
-        page={
-            "tiles": tiles_of(
-                test,
-                predictions,
-                [candidate.index for candidate in candidates[:SHOWN]],
-                [
-                    f"labelled {class_names[candidate.given]}; perhaps {class_names[candidate.suggested]}"
-                    for candidate in candidates[:SHOWN]
-                ],
-            )
-        },
-        figures={"label_issues": label_issues_figure(candidates[:SHOWN], images, len(candidates), class_names)},
+        page={"tiles": tiles_of(test, predictions, [candidate.index for candidate in shown], captions)},
+        figures={"label_issues": label_issues_figure(shown, images, len(candidates), class_names)},
         tables={"label_issues": rows},
     )
 
@@ -89,16 +80,9 @@ def find_label_issues(probabilities: np.ndarray, labels: np.ndarray) -> list[Can
     suggested = confident.argmax(1)
     gains = confident.max(1) - own
     found = np.flatnonzero(gains > 0)
-    return [
-        Candidate(
-            int(index),
-            int(labels[index]),
-            int(suggested[index]),
-            float(own[index]),
-            float(probabilities[index, suggested[index]]),
-        )
-        for index in found[np.argsort(-gains[found], kind="stable")]
-    ]
+    found = found[np.argsort(-gains[found], kind="stable")]
+    columns = found, labels[found], suggested[found], own[found], probabilities[found, suggested[found]]
+    return [Candidate(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def label_issues_figure(

@@ -1,9 +1,8 @@
 """The layers of the model, their shapes and parameters."""
 
 from models.summary import describe_model
-from utils.analysis.analysis import Analysis
 from utils.analysis.predictions import Predictions
-from utils.analysis.section import Section
+from utils.analysis.section import Analysis, Section
 
 LABEL = "Model"
 COST = "quick"

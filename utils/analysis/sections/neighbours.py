@@ -5,14 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from data.splits import Split
-from utils.analysis.analysis import Analysis
 from utils.analysis.cache import Arrays, Form, cached
 from utils.analysis.inference import fingerprint, predict_split
-from utils.analysis.mistakes import Mistake, find_mistakes
-from utils.analysis.predictions import Predictions
+from utils.analysis.predictions import Mistake, Predictions, find_mistakes
 from utils.analysis.report.atlas import Tile, tiles_of
-from utils.analysis.section import Section
+from utils.analysis.section import Analysis, Section
 from utils.plots.figures import hide_axes, message_figure, new_figure, shown_name
 
 LABEL = "Neighbours"
@@ -100,7 +97,7 @@ def section(analysis: Analysis, predictions: Predictions, found: Arrays) -> Sect
             ],
             "count": len(mistakes),
         },
-        figures={"neighbours": neighbours_figure(mistakes, positions, similarities, test, train, class_names)},
+        figures={"neighbours": neighbours_figure(analysis, mistakes, positions, similarities)},
         tables={"neighbours": rows},
     )
 
@@ -117,16 +114,12 @@ def share(labels: np.ndarray, classes: Sequence[int]) -> float:
 
 
 def neighbours_figure(
-    mistakes: Sequence[Mistake],
-    positions: np.ndarray,
-    similarities: np.ndarray,
-    test: Split,
-    train: Split,
-    class_names: Sequence[str],
+    analysis: Analysis, mistakes: Sequence[Mistake], positions: np.ndarray, similarities: np.ndarray
 ) -> Figure:
     """A row for each of the first mistakes: the image, then its nearest training images with their labels."""
     if not mistakes:
         return message_figure("No image of the test set is misclassified.")
+    test, train, class_names = analysis.test, analysis.train, analysis.model_config.class_names
     total, mistakes = len(mistakes), mistakes[:MOST_ROWS]
     columns = 1 + positions.shape[1]
     figure = new_figure(1.55 * columns, 1.75 * len(mistakes) + 0.6)
@@ -135,11 +128,8 @@ def neighbours_figure(
     hide_axes(cells.flat)
     for row, mistake, places, cosines in zip(cells, mistakes, positions, similarities, strict=False):
         row[0].imshow(test.images[mistake.index], interpolation="nearest")
-        row[0].set_title(
-            f"true: {shown_name(class_names[mistake.true])}\npredicted: {shown_name(class_names[mistake.predicted])}",
-            fontsize=7,
-            fontweight="bold",
-        )
+        true, predicted = (shown_name(class_names[label]) for label in (mistake.true, mistake.predicted))
+        row[0].set_title(f"true: {true}\npredicted: {predicted}", fontsize=7, fontweight="bold")
         for axes, position, cosine in zip(row[1:], places, cosines, strict=True):
             axes.imshow(train.images[int(position)], interpolation="nearest")
             axes.set_title(f"{shown_name(class_names[train.labels[position]])}\ncosine {cosine:.2f}", fontsize=7)

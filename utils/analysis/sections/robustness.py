@@ -7,18 +7,16 @@ of this suite with each other and with nothing else.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from data.images import Images, Positions
 from data.splits import Split
-from utils.analysis.analysis import Analysis
 from utils.analysis.cache import Arrays, Form, cached
 from utils.analysis.inference import fingerprint, predict_split
-from utils.analysis.predictions import Predictions
-from utils.analysis.sampling import stratified_choice
-from utils.analysis.section import Row, Section
+from utils.analysis.predictions import Predictions, stratified_choice
+from utils.analysis.section import Analysis, Row, Section
 from utils.evaluation.scores import accuracy_interval
 from utils.plots.figures import COLOURS, GREY, new_figure
 
@@ -32,35 +30,29 @@ STRENGTHS = 5
 
 def _noise(image: np.ndarray, deviation: float, index: int) -> np.ndarray:
     pattern = np.random.default_rng([0, index]).standard_normal(image.shape, np.float32)
-    return _to_uint8(image + 255 * deviation * pattern)
+    return image + 255 * deviation * pattern
 
 
 def _blur(image: np.ndarray, deviation: float, index: int) -> np.ndarray:
-    import cv2
-
-    return _to_uint8(cv2.GaussianBlur(image.astype(np.float32), (0, 0), deviation * image.shape[0]))
+    return cv2.GaussianBlur(image.astype(np.float32), (0, 0), deviation * image.shape[0])
 
 
 def _contrast(image: np.ndarray, share: float, index: int) -> np.ndarray:
     mean = image.mean()
-    return _to_uint8(mean + share * (image - mean))
+    return mean + share * (image - mean)
 
 
 def _brightness(image: np.ndarray, added: float, index: int) -> np.ndarray:
-    return _to_uint8(image + 255 * added)
+    return image + 255 * added
 
 
 def _jpeg(image: np.ndarray, quality: float, index: int) -> np.ndarray:
-    import cv2
-
     bgr = image[..., ::-1]  # OpenCV's order
     _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])
     return cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1]
 
 
 def _pixelate(image: np.ndarray, share: float, index: int) -> np.ndarray:
-    import cv2
-
     side = image.shape[0]
     small = max(1, round(share * side))
     return cv2.resize(
@@ -68,13 +60,12 @@ def _pixelate(image: np.ndarray, share: float, index: int) -> np.ndarray:
     )
 
 
-def _to_uint8(image: np.ndarray) -> np.ndarray:
-    return image.clip(0, 255).round().astype(np.uint8)
-
-
 @dataclass(frozen=True)
 class Corruption:
-    """`make(image, value, index)` gives the corrupted image; `values` are those of strengths 1 to 5, of `unit`."""
+    """`make(image, value, index)` gives the corrupted image, not yet rounded.
+
+    `values` are those of strengths 1 to 5, of `unit`.
+    """
 
     make: Callable[[np.ndarray, float, int], np.ndarray]
     unit: str
@@ -99,7 +90,7 @@ def corrupt(image: np.ndarray, name: str, strength: int, index: int) -> np.ndarr
     if strength == 0:
         return image
     corruption = CORRUPTIONS[name]
-    return corruption.make(image, corruption.values[strength - 1], index)
+    return corruption.make(image, corruption.values[strength - 1], index).clip(0, 255).round().astype(np.uint8)
 
 
 class Corrupted(Images):
@@ -123,20 +114,11 @@ class Corrupted(Images):
         )
 
 
-@dataclass(frozen=True)
-class Probe:
-    """Which of n chosen images are classified correctly.
+def find(analysis: Analysis, predictions: Predictions) -> Arrays:
+    """Predicts some test images at every strength of every corruption.
 
-    `positions` (n,) in the test set; `clean` bool (n,), without corruption; `correct` bool (corruptions, strengths, n).
+    Returns `correct`, bool (corruptions, strengths, n): which of n chosen images are classified correctly.
     """
-
-    positions: np.ndarray
-    clean: np.ndarray
-    correct: np.ndarray
-
-
-def find(analysis: Analysis, predictions: Predictions) -> Probe:
-    """Predicts some test images at every strength of every corruption."""
     test = analysis.test
     chosen = stratified_choice(test.labels, IMAGES)
     shape = (len(CORRUPTIONS), STRENGTHS, len(chosen))
@@ -150,18 +132,18 @@ def find(analysis: Analysis, predictions: Predictions) -> Probe:
     settings = {name: [corruption.unit, *corruption.values] for name, corruption in CORRUPTIONS.items()}
     depends_on = fingerprint(analysis, test) | {"images": len(chosen), "corruptions": settings}
     forms = {"correct": Form("b", shape)}
-    found = cached(analysis.accelerator, [analysis.folder], "robustness", depends_on, forms, compute)
-    return Probe(chosen, predictions.classes[chosen] == test.labels[chosen], found["correct"])
+    return cached(analysis.accelerator, [analysis.folder], "robustness", depends_on, forms, compute)
 
 
-def section(analysis: Analysis, predictions: Predictions, probe: Probe) -> Section:
+def section(analysis: Analysis, predictions: Predictions, found: Arrays) -> Section:
     """Accuracy over strength, and what each strength looks like."""
     test = analysis.test
-    count = len(probe.positions)
+    chosen = stratified_choice(test.labels, IMAGES)
+    clean, corrupted, count = predictions.classes[chosen] == test.labels[chosen], found["correct"], len(chosen)
     rows = []
-    for (name, corruption), levels in zip(CORRUPTIONS.items(), probe.correct, strict=True):
+    for (name, corruption), levels in zip(CORRUPTIONS.items(), corrupted, strict=True):
         values = (None, *corruption.values)
-        for strength, (value, correct) in enumerate(zip(values, (probe.clean, *levels), strict=True)):
+        for strength, (value, correct) in enumerate(zip(values, (clean, *levels), strict=True)):
             low, high = accuracy_interval(int(correct.sum()), count)
             rows.append(
                 {
@@ -175,16 +157,11 @@ def section(analysis: Analysis, predictions: Predictions, probe: Probe) -> Secti
                     "interval_95_high": high,
                 }
             )
-    accuracies = dict(zip(CORRUPTIONS, probe.correct.mean(2).tolist(), strict=True))
-    example = int(probe.positions[0])
+    accuracies = dict(zip(CORRUPTIONS, corrupted.mean(2).tolist(), strict=True))
+    example = int(chosen[0])
     return Section(
         summary={
-            "robustness": {
-                "images": count,
-                "clean": float(probe.clean.mean()),
-                "mean": float(probe.correct.mean()),
-                **accuracies,
-            }
+            "robustness": {"images": count, "clean": float(clean.mean()), "mean": float(corrupted.mean()), **accuracies}
         },
         page={"total": len(test), "interval": rows[0], "corruptions": list(CORRUPTIONS)},
         figures={
@@ -204,19 +181,15 @@ def robustness_figure(rows: Sequence[Row], count: int, total: int) -> Figure:
         levels = [row for row in rows if row["corruption"] == name]
         strengths = [row["strength"] for row in levels]
         low, high = [row["interval_95_low"] for row in levels], [row["interval_95_high"] for row in levels]
-        axes.axhline(levels[0]["accuracy"], color=GREY, linestyle="--", linewidth=1, label="no corruption")
+        accuracies = [row["accuracy"] for row in levels]
+        axes.axhline(accuracies[0], color=GREY, linestyle="--", linewidth=1, label="no corruption")
         axes.fill_between(strengths, low, high, color=COLOURS["test"], alpha=0.25, linewidth=0, label="95 % interval")
-        axes.plot(
-            strengths, [row["accuracy"] for row in levels], "o-", color=COLOURS["test"], markersize=4, label="accuracy"
-        )
+        axes.plot(strengths, accuracies, "o-", color=COLOURS["test"], markersize=4, label="accuracy")
         axes.set_title(name, fontsize="medium")
-        axes.set(ylim=(0, 1), xticks=strengths)
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.set(ylim=(0, 1), xticks=strengths, xlabel="strength (0: unchanged)", ylabel="accuracy")
+        axes.label_outer()
+        axes.yaxis.set_major_formatter("{x:.0%}")
         axes.grid(alpha=0.3)
-    for axes in panels[-1]:
-        axes.set_xlabel("strength (0: unchanged)")
-    for axes in panels[:, 0]:
-        axes.set_ylabel("accuracy")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
