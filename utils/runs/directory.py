@@ -155,11 +155,7 @@ class RunDirectory:
         with raise_on_all_ranks(self.accelerator):
             if self.accelerator.is_main_process:
                 logged = self._take_over_metrics(metrics_size, resumed_from)
-                self.environment = {
-                    **describe_environment(self.accelerator),
-                    **arithmetic,
-                    "data": data.describe(),
-                }
+                self.environment = {**describe_environment(self.accelerator), **arithmetic, "data": data.describe()}
                 self._open_trackers(logged)
         self._on_failed_setup.pop_all()
         self._phase = "training"

@@ -11,6 +11,16 @@ from utils.system.errors import UserError
 VARIABLES = ("MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
 
+def available_cores() -> int:
+    """Cores that this process may use: those it is bound to, limited by its container's quota of CPU time.
+
+    With more threads than the quota, all would be throttled together each time it is used up.
+    """
+    from joblib import cpu_count
+
+    return cpu_count()
+
+
 def choose_threads(environ: Mapping[str, str], cores: int, processes: int, workers: int = 0) -> tuple[int, str]:
     """The number of threads of a process, and a warning if that is fewer than the user asked for; empty if not.
 
