@@ -99,15 +99,6 @@ class Page:
 Media = Picture | Sequence[Picture] | Table | Confusion | Text | Page
 
 
-def check_records(folder: Path, pattern: str = "*") -> None:
-    """Raises UserError if a tracker's files of a run need more memory to read back than is free.
-
-    A run directory may come from a stranger. Whatever is wrong with these files costs a warning.
-    """
-    sizes = [path.stat().st_size for path in folder.rglob(pattern) if path.is_file()]
-    check_memory(MEMORY_PER_BYTE * sum(sizes), str(folder))
-
-
 class Tracker(ABC):
     """One tracker's record of one run, on the main process alone.
 
@@ -126,6 +117,15 @@ class Tracker(ABC):
             logged: all lines ever passed to it. A tracker that may have lost some looks into its own record.
         """
         self._known = logged
+
+    @staticmethod
+    def check_records(folder: Path, pattern: str = "*") -> None:
+        """Raises UserError if a tracker's files of a run need more memory to read back than is free.
+
+        A run directory may come from a stranger. Whatever is wrong with these files costs a warning.
+        """
+        sizes = [path.stat().st_size for path in folder.rglob(pattern) if path.is_file()]
+        check_memory(MEMORY_PER_BYTE * sum(sizes), str(folder))
 
     @property
     def fresh(self) -> bool:
