@@ -54,8 +54,7 @@ def read_launch(environ: MutableMapping[str, str]) -> Launch:
 
 def notes(launch: Launch, device: str) -> list[str]:
     """Lines to print once: what the launch asks for that has no effect on a device of this type."""
-    lines = (row.note(launch, device) for row in ROWS if row.note)
-    return [line for line in lines if line]
+    return [line for row in ROWS if row.note and (line := row.note(launch, device))]
 
 
 def accumulation_steps(environ: Mapping[str, str]) -> int:

@@ -102,18 +102,18 @@ def check_size(path: Path, most: int | None = MOST_BYTES) -> int:
     return status.st_size
 
 
-def read_json(path: Path, kind: type = dict) -> Any:
-    """The value of a JSON file. Raises UserError as read_file and parse_json do."""
-    return parse_json(read_file(path), path, kind)
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError as read_file and parse_json do."""
+    return parse_json(read_file(path), path)
 
 
-def parse_json(content: bytes, source: Path, kind: type = dict) -> Any:
-    """The value of a JSON text. Raises UserError naming the source if it is invalid or not of type `kind`."""
+def parse_json(content: bytes, source: Path) -> dict[str, Any]:
+    """The object in a JSON text. Raises UserError naming the source if it is invalid or anything else."""
     try:
         value = json.loads(content, parse_int=_whole_number)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{source}: not a JSON file ({one_line(error)})") from error
-    if not isinstance(value, kind):
+    if not isinstance(value, dict):
         raise UserError(f"{source}: not a JSON file of this suite (it holds {shown(value)})")
     return value
 

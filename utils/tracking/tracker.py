@@ -67,18 +67,17 @@ class Table:
     rows: Sequence[Sequence[Any]]
 
 
-@dataclass(frozen=True)
-class Confusion:
-    """A confusion matrix: `counts`, int (classes, classes), of true class (row) and prediction (column)."""
+class Confusion(Table):
+    """A confusion matrix, with a row for every pair of classes that occurs.
 
-    class_names: Sequence[str]
-    counts: np.ndarray
+    Args:
+        counts: int (classes, classes), of true class (row) and prediction (column).
+    """
 
-    def table(self) -> Table:
-        """A row for every pair of classes that occurs."""
-        pairs = np.argwhere(self.counts).tolist()
-        rows = [[self.class_names[true], self.class_names[got], int(self.counts[true, got])] for true, got in pairs]
-        return Table(["true", "predicted", "images"], rows)
+    def __init__(self, class_names: Sequence[str], counts: np.ndarray):
+        pairs = np.argwhere(counts).tolist()
+        rows = [[class_names[true], class_names[got], int(counts[true, got])] for true, got in pairs]
+        super().__init__(["true", "predicted", "images"], rows)
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class Page:
     path: Path
 
 
-Media = Picture | Sequence[Picture] | Table | Confusion | Text | Page
+Media = Picture | Sequence[Picture] | Table | Text | Page
 
 
 class Tracker(ABC):
@@ -151,9 +150,9 @@ class Tracker(ABC):
     def show(self, content: Mapping[str, float | Media], step: int) -> None:
         """Logs numbers and media of the run after a step."""
 
-    @abstractmethod
     def summarise(self, summary: Mapping[str, Any], step: int) -> None:
         """Records the run's best and final numbers."""
+        self.show({f"summary/{key}": value for key, value in summary.items() if isinstance(value, (int, float))}, step)
 
     def keep_files(  # noqa: B027 -- optional
         self, name: str, folder: Path, aliases: Sequence[str], metadata: Mapping[str, Any]

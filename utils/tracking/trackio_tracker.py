@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.system.errors import UserError
-from utils.tracking.tracker import Confusion, Identity, Line, Media, Page, Picture, Table, Text, Tracker
+from utils.tracking.tracker import Identity, Line, Media, Page, Picture, Table, Text, Tracker
 
 
 class TrackioTracker(Tracker):
@@ -63,17 +63,11 @@ class TrackioTracker(Tracker):
         if isinstance(value, Table):
             rows = [[self._convert(cell) for cell in row] for row in value.rows]
             return library.Table(columns=list(value.columns), data=rows)
-        if isinstance(value, Confusion):
-            return self._convert(value.table())
         if isinstance(value, Text):
             return library.Markdown(f"```\n{value.text}\n```")
         if isinstance(value, Page):
             return library.Html(value.html)
         return self._convert(Table(["image", "caption"], [[picture, picture.caption] for picture in value]))
-
-    def summarise(self, summary: Mapping[str, Any], step: int) -> None:
-        numbers = {f"summary/{key}": value for key, value in summary.items() if isinstance(value, (int, float))}
-        self._run.log(numbers, step=step)
 
     def close(self, finished: bool) -> None:
         with contextlib.redirect_stdout(io.StringIO()):

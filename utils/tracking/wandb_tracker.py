@@ -84,16 +84,14 @@ class WandbTracker(Tracker):
             "WANDB_FINISH_TIMEOUT": str(FINISH_TIMEOUT),
         }
         empty = [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value]
-        changes = {name: value for name, value in defaults.items() if not os.environ.get(name)}
+        changes = dict.fromkeys(empty) | {name: defaults[name] for name in defaults if not os.environ.get(name)}
         changes["WANDB_RUN_ID"] = identity.id  # in a sweep, W&B takes the id from nowhere else
-        self._before = {name: os.environ.get(name) for name in (*empty, *changes)}
-        for name in empty:
-            del os.environ[name]
-        os.environ.update(changes)
+        self._before = {name: os.environ.get(name) for name in changes}
+        _set_variables(changes)
         try:
             self._run = self._start()
         except BaseException:
-            self._restore_environment()
+            _set_variables(self._before)
             raise
         self._run.define_metric("*", step_metric="step")
 
@@ -183,10 +181,11 @@ class WandbTracker(Tracker):
             return library.Image(image, caption=value.caption or None)
         if isinstance(value, Table):
             rows = [[self._convert(cell) for cell in row] for row in value.rows]
-            return library.Table(columns=list(value.columns), data=rows, allow_mixed_types=True)
-        if isinstance(value, Confusion):
+            table = library.Table(columns=list(value.columns), data=rows, allow_mixed_types=True)
+            if not isinstance(value, Confusion):
+                return table
             fields = {"Actual": "true", "Predicted": "predicted", "nPredictions": "images"}
-            return library.plot_table("wandb/confusion_matrix/v1", self._convert(value.table()), fields, {})
+            return library.plot_table("wandb/confusion_matrix/v1", table, fields, {})
         if isinstance(value, Text):
             return library.Html(f"<pre>{html.escape(value.text)}</pre>")
         if isinstance(value, Page):
@@ -216,13 +215,15 @@ class WandbTracker(Tracker):
         except TimeoutError:
             self._say("the server did not accept the rest of the run in time, it stays on disk")
         finally:
-            self._restore_environment()
+            _set_variables(self._before)
 
-    def _restore_environment(self) -> None:
-        for name, value in self._before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+
+def _set_variables(values: Mapping[str, str | None]) -> None:
+    """Of the environment; None removes one."""
+    for name, value in values.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 def place(step: int, split: str) -> int:
