@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from utils.system.errors import UserError, did_you_mean
@@ -37,8 +38,8 @@ class Default(NamedTuple):
 
 
 def option(
-    default: Any,
     group: str,
+    default: Any,
     help: str,
     *,
     low: float | None = None,
@@ -53,8 +54,8 @@ def option(
     """A field of a config.
 
     Args:
-        default: the value, or a Default.
         group, help: where `--help` lists the option, and what it says of it. Range and default are added.
+        default: the value, or a Default.
         low, high: its range; with `open`, `low` itself is not in it.
         choices: names that a text or a list of texts is limited to; those of a Literal need not be repeated.
         path: what it names; `~` is expanded, and TAB completes such paths.
@@ -69,6 +70,11 @@ def option(
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def in_group(name: str) -> Callable[..., Any]:
+    """`option` for the fields of a group: `option(default, help, ...)`."""
+    return partial(option, name)
 
 
 @dataclass

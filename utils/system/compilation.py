@@ -19,7 +19,7 @@ from utils.system.launch_table import Launch
 
 PREFIX = "ACCELERATE_DYNAMO_"  # of the variables behind --dynamo_backend, --dynamo_mode, ...
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
-# And the plugin's arguments.
+# Variables that are true or false, and the arguments of the plugin that they set.
 FLAGS = {"USE_FULLGRAPH": "fullgraph", "USE_DYNAMIC": "dynamic", "USE_REGIONAL_COMPILATION": "use_regional_compilation"}
 ADVICE = "or train without --compile and --dynamo_backend"
 
