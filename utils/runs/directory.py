@@ -7,7 +7,7 @@ import dataclasses
 import os
 import sys
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import partial
 from operator import methodcaller
@@ -133,31 +133,27 @@ class RunDirectory(AbstractContextManager["RunDirectory"]):
         return folder, read_checkpoint(folder, names)
 
     def start(
-        self,
-        config: TrainConfig,
-        metrics_size: int,
-        resumed_from: Path | None,
-        data: Dataset,
-        arithmetic: Mapping[str, Any],
+        self, config: TrainConfig, metrics_size: int, source: Path | None, data: Dataset, arithmetic: dict[str, Any]
     ) -> None:
         """Writes options and environment, cuts metrics.jsonl back to `metrics_size` bytes and opens the trackers.
 
         Args:
+            source: the checkpoint that the run resumes from, if any.
             arithmetic: how numbers are computed; added to environment.json.
         """
         self.config = config
         with raise_on_all_ranks(self.accelerator):
             if self.accelerator.is_main_process:
-                logged = self._take_over_metrics(metrics_size, resumed_from)
+                logged = self._take_over_metrics(metrics_size, source)
                 self.environment = {**describe_environment(self.accelerator), **arithmetic, "data": data.describe()}
                 self._open_trackers(logged)
         self._on_failed_setup.pop_all()
         self._phase = "training"
 
-    def _take_over_metrics(self, size: int, resumed_from: Path | None) -> set[Line]:
+    def _take_over_metrics(self, size: int, source: Path | None) -> set[Line]:
         """Cuts metrics.jsonl back; of a fork, copies the original's. Returns all lines that were ever logged here."""
         logged = {(row["step"], row["split"]) for row in self.metrics.rows()}
-        origin = _run_of(resumed_from) / "metrics.jsonl" if resumed_from else None
+        origin = _run_of(source) / "metrics.jsonl" if source else None
         if origin and origin.is_file() and origin.resolve() != self.metrics.path.resolve():
             self.metrics.take(origin, size)
         self.metrics.truncate(size)

@@ -207,11 +207,9 @@ def _check_ranks(launch: Launch) -> None:
         raise UserError(f"MASTER_PORT={environ['MASTER_PORT']!r} is not allowed; it must be a port from 1 to 65535")
     _check_complete(environ)
     _check_count(environ, launch.options.get("num_processes", ""))
-    for number, count, beyond in (
-        (RANKS.rank, RANKS.world_size, 1),
-        (RANKS.local_rank, RANKS.local_world_size, 1),
-        (RANKS.local_world_size, RANKS.world_size, 0),
-    ):
+    rank, world_size, local_rank, local_world_size = RANKS
+    pairs = (rank, world_size, 1), (local_rank, local_world_size, 1), (local_world_size, world_size, 0)
+    for number, count, beyond in pairs:
         if number in environ and count in environ and int(environ[number]) + beyond > int(environ[count]):
             allowed = int(environ[count]) - beyond
             raise UserError(f"{number}={environ[number]} contradicts {count}={environ[count]}; at most {allowed}")
