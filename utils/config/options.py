@@ -72,9 +72,9 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-def in_group(name: str) -> Callable[..., Any]:
-    """`option` for the fields of a group: `option(default, help, ...)`."""
-    return partial(option, name)
+def in_group(name: str, may_change: bool = False) -> Callable[..., Any]:
+    """`option` for the fields of a group: `option(default, help, ...)`; `may_change` unless one says otherwise."""
+    return partial(option, name, may_change=may_change)
 
 
 @dataclass

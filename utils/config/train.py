@@ -167,60 +167,51 @@ class TrainConfig(Config):
     )
     lookahead_decay: float = option(0.95, "decay of Lookahead's slow weights per step", low=0.0, high=1.0)
 
-    option = in_group("hardware")
-    channels_last: bool = option(True, "NHWC memory layout", may_change=True)
-    compile: bool = option(False, "torch.compile the model", may_change=True)
-    peer_timeout: int = option(
-        600, "seconds without an answer after which another process counts as lost", low=1, may_change=True
-    )
+    option = in_group("hardware", may_change=True)
+    channels_last: bool = option(True, "NHWC memory layout")
+    compile: bool = option(False, "torch.compile the model")
+    peer_timeout: int = option(600, "seconds without an answer after which another process counts as lost", low=1)
 
-    option = in_group("run")
-    seed: int = option(0, "seed of the weights, the data order and the augmentation", low=0, high=2**32 - 1)
-    output_dir: str = option("runs/resnet18", "folder of the run", path="folder", may_change=True)
+    option = in_group("run", may_change=True)
+    seed: int = option(
+        0, "seed of the weights, the data order and the augmentation", low=0, high=2**32 - 1, may_change=False
+    )
+    output_dir: str = option("runs/resnet18", "folder of the run", path="folder")
     resume: str = option(
         "auto", "auto: from the newest intact checkpoint of output_dir, if any; never; or a checkpoint folder",
-        path="folder", may_change=True,
+        path="folder",
     )
     checkpoint_every_steps: int | None = option(
-        None, "also save a checkpoint every so many steps; unset: only every epoch", low=1, may_change=True
+        None, "also save a checkpoint every so many steps; unset: only every epoch", low=1
     )
-    keep_checkpoints: int = option(2, "how many of the newest checkpoints to keep", low=1, may_change=True)
+    keep_checkpoints: int = option(2, "how many of the newest checkpoints to keep", low=1)
     on_nan: Literal["stop", "rollback"] = option(
-        "stop", "if loss or weights are not finite: stop, or roll back to the last checkpoint and skip the steps since",
-        may_change=True,
+        "stop", "if loss or weights are not finite: stop, or roll back to the last checkpoint and skip the steps since"
     )
     nan_patience: int = option(
         20, "steps in a row of infinite loss or gradient before on_nan acts (fp16 has some); infinite weights: at once",
-        low=1, may_change=True,
+        low=1,
     )
     export: list[Literal["onnx", "torch"]] = option(
-        [], "also write model/model.onnx (onnx) and model/model.pt2 (torch), checked against the checkpoint",
-        may_change=True,
+        [], "also write model/model.onnx (onnx) and model/model.pt2 (torch), checked against the checkpoint"
     )
     push_to_hub: str | None = option(
-        None, "upload model/ at the end to this repository of the Hugging Face Hub, such as user/name", may_change=True
+        None, "upload model/ at the end to this repository of the Hugging Face Hub, such as user/name"
     )
 
-    option = in_group("tracking")
-    log_every_steps: int = option(
-        50, "steps per training line in metrics.jsonl and the trackers", low=1, may_change=True
-    )
+    option = in_group("tracking", may_change=True)
+    log_every_steps: int = option(50, "steps per training line in metrics.jsonl and the trackers", low=1)
     trackers: list[str] = option(
-        ["wandb"], f"{', '.join(TRACKERS)} (several: wandb,tensorboard) or none",
-        choices=(*TRACKERS, "none"), may_change=True,
+        ["wandb"], f"{', '.join(TRACKERS)} (several: wandb,tensorboard) or none", choices=(*TRACKERS, "none")
     )
-    project_name: str | None = option(
-        None, "project in the trackers; unset: WANDB_PROJECT, else image-classification", may_change=True
-    )
-    run_name: str | None = option(
-        None, "name in the trackers; unset: WANDB_NAME, else the name of output_dir", may_change=True
-    )
+    project_name: str | None = option(None, "project in the trackers; unset: WANDB_PROJECT, else image-classification")
+    run_name: str | None = option(None, "name in the trackers; unset: WANDB_NAME, else the name of output_dir")
     run_group: str | None = option(
-        None, "group of runs in the trackers, such as the seeds of one recipe; unset: WANDB_RUN_GROUP", may_change=True
+        None, "group of runs in the trackers, such as the seeds of one recipe; unset: WANDB_RUN_GROUP"
     )
-    run_tags: list[str] = option([], "tags in W&B, such as baseline,cifar10; unset: WANDB_TAGS", may_change=True)
+    run_tags: list[str] = option([], "tags in W&B, such as baseline,cifar10; unset: WANDB_TAGS")
     track_model: Literal["none", "end", "all"] = option(
-        "end", "W&B artifacts: the exported model at the end; all: also the checkpoint of every epoch", may_change=True
+        "end", "W&B artifacts: the exported model at the end; all: also the checkpoint of every epoch"
     )
 
     option = in_group("debugging")

@@ -59,7 +59,7 @@ class MetricsFile:
             self.path.write_bytes(source.read(size))
 
     def truncate(self, size: int) -> None:
-        """Cuts the file to `size` bytes; a shorter one stays as it is."""
+        """Cuts the file to `size` bytes; a shorter one is left unchanged."""
         with open(self.path, "ab") as file:
             file.truncate(min(size, file.tell()))
 

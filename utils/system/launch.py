@@ -25,7 +25,7 @@ TORCHRUN = "nproc_per_node|nnodes|node_rank|master_addr|master_port|standalone|r
 def stop_with_launcher() -> None:
     """Asks Linux for a SIGTERM when the launcher that started this process dies.
 
-    `accelerate launch` does not pass a SIGTERM on to a single process, which would go on training unnoticed.
+    `accelerate launch` does not pass a SIGTERM on to a single process, which would continue training unnoticed.
     """
     launched = PRECISION in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
     if launched and sys.platform == "linux":

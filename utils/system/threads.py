@@ -1,7 +1,7 @@
 """Threads of a process: its share of the cores, or fewer if the user asks for fewer.
 
-MKL_NUM_THREADS wins over OMP_NUM_THREADS, as in torch. A launcher sets OMP_NUM_THREADS on its own, which cannot be told
-from a user's choice: the value that the launcher would have chosen counts as unset (docs/scaling.md).
+MKL_NUM_THREADS wins over OMP_NUM_THREADS, as in torch. A launcher sets OMP_NUM_THREADS on its own, which looks the same
+as a user's choice: the value that the launcher would have chosen counts as unset (docs/scaling.md).
 """
 
 from collections.abc import Mapping
