@@ -108,7 +108,7 @@ class TrainConfig(Config):
     )
 
     option = in_group("model")
-    model: str = option("resnet18", "architecture; timm:NAME for a model of timm")
+    model: str = option("resnet18", "architecture: resnet18, resnet34, speednet, or timm:NAME")
     norm: Literal["batch", "group"] = option("batch", "normalisation layers; group has no batch statistics")
     # Channels from 16 on: at 8, oneDNN 3 corrupts memory (NHWC).
     width: int = option(64, "channels of the first stage; later stages have a multiple", low=16, high=4096)
