@@ -10,7 +10,7 @@ The same command resumes after a stop. `python analyze.py RUN` looks at the resu
 from utils.config import TrainConfig
 from utils.config.parser import parse_config
 from utils.system.home import provide_home
-from utils.system.launcher import stop_with_launcher
+from utils.system.launch import stop_with_launcher
 from utils.system.streams import keep_streams
 
 if __name__ == "__main__":  # --help and mistaken options are answered before the libraries are loaded

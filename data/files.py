@@ -15,9 +15,8 @@ from PIL import Image, ImageOps
 from data.images import Images, Positions
 from data.preprocessing import fit
 from utils.system.errors import UserError
-from utils.system.launcher import available_cores
 from utils.system.ranks import local_world_size
-from utils.system.threads import asked_threads
+from utils.system.threads import asked_threads, available_cores
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 # What a file may hold, whatever its name says. Pillow reads many more, some of them by starting other programs.

@@ -13,7 +13,7 @@ from utils.system.errors import UserError
 from utils.system.threads import VARIABLES, choose_threads
 
 EVERY_CORE = "import os; os.sched_setaffinity(0, range(os.cpu_count())); "  # whatever pytest itself is bound to
-CORES = "from utils.system.launcher import available_cores; print(available_cores(), len(os.sched_getaffinity(0)))"
+CORES = "from utils.system.threads import available_cores; print(available_cores(), len(os.sched_getaffinity(0)))"
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "sched_setaffinity") or os.cpu_count() < 2, reason="needs Linux and two cores"

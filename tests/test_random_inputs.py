@@ -35,9 +35,8 @@ from utils.analysis.section import write_table
 from utils.analysis.sections.curves import learning_rates, lr_figure
 from utils.config import AnalyzeConfig, TrainConfig
 from utils.config.files import to_yaml, write_config
-from utils.config.options import options_of
+from utils.config.options import LARGEST, check_type, options_of
 from utils.config.parser import read_config
-from utils.config.values import LARGEST, check_type
 from utils.plots.curves import curves_figure, epoch_curves
 from utils.plots.figures import message_figure, shown_name
 from utils.runs.metrics_file import MetricsFile

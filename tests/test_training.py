@@ -27,7 +27,7 @@ from utils.config import AnalyzeConfig, TrainConfig
 from utils.config.files import load_config
 from utils.runs.checkpoint import list_checkpoints
 from utils.system.duration import duration
-from utils.system.launcher import available_cores
+from utils.system.threads import available_cores
 from utils.training.lr_finder import range_test, suggest
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import AnalyzeConfig, TrainConfig
-from utils.config.options import options_of
+from utils.config.options import choices, options_of
 from utils.config.parser import build_parser
-from utils.config.values import choices
 from utils.system.errors import SuiteError, UserError, leave
 
 CONFIGS = (TrainConfig, AnalyzeConfig)

@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from utils.config.options import Config, options_of, unknown_option
-from utils.config.values import check_type, members, read_word
+from utils.config.options import Config, check_type, members, options_of, read_word, unknown_option
 from utils.system.errors import UserError, nearest, one_line
 from utils.system.files import replace_file
 

@@ -14,8 +14,7 @@ from functools import partial
 from typing import Any
 
 from utils.config.files import AnyConfig, header, read_options, to_yaml
-from utils.config.options import Config, options_of, unknown_option
-from utils.config.values import allowed_text, choices, members, range_text, read_word, shown_default
+from utils.config.options import Config, allowed_text, help_line, metavar, options_of, read_word, unknown_option
 from utils.system.errors import UserError, first_rank_first, one_line
 from utils.system.launch import read_launch
 from utils.system.ranks import adopt_ranks
@@ -98,7 +97,7 @@ def build_parser(
         "--print_config", action="store_true", help="print all options as YAML that --config reads, and exit"
     )
     for name, option in options.items():
-        help = _help_line(option).replace("%", "%%")
+        help = help_line(option).replace("%", "%%")
         if option.metadata["positional"]:
             actions[name] = parser.add_argument(name, metavar=name.upper(), help=help)
             actions[name].required = False  # read_config says that it is missing, as of all others
@@ -106,28 +105,13 @@ def build_parser(
         group = option.metadata["group"]
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
-        value: dict[str, Any] = {"type": partial(read_word, option), "metavar": _metavar(option)}
+        value: dict[str, Any] = {"type": partial(read_word, option), "metavar": metavar(option)}
         if option.type is bool:
             value |= {"nargs": "?", "const": True}
         if option.metadata["words"]:
             value |= {"nargs": "+", "type": str}
         actions[name] = groups[group].add_argument(f"--{name}", help=help, **value)
     return parser, actions
-
-
-def _metavar(option: dataclasses.Field) -> str:
-    kinds, names = members(option.type), choices(option)
-    if names:
-        return "{" + ",".join((["X"] if float in kinds else []) + names) + "}"
-    path = option.metadata["path"]
-    return {int: "N", float: "X", bool: "true|false"}.get(kinds[0], path.upper() if path else "TEXT")
-
-
-def _help_line(option: dataclasses.Field) -> str:
-    """What an option does, its range and its default, unless that is unset."""
-    default = shown_default(option)
-    text = "; ".join(filter(None, (range_text(option), default and f"default: {default}")))
-    return option.metadata["help"] + (f" ({text})" if text else "")
 
 
 def _without_value(kind: type[Config], name: str, message: str = "") -> UserError:

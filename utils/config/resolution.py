@@ -7,7 +7,7 @@ size is a function of the step, so there is nothing to resume. Images are scaled
 
 import itertools
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from utils.system.errors import UserError
 
@@ -15,8 +15,7 @@ SMALLEST = 8  # pixels
 ALLOWED = "it must be increasing sizes, each but the last with the fraction of steps at which it ends: 16@0.3,24@0.6,32"
 
 
-@dataclass(frozen=True)
-class Phase:
+class Phase(NamedTuple):
     """Steps from `first_step` on, on images of `size` pixels."""
 
     size: int

@@ -4,8 +4,7 @@ from dataclasses import Field
 from pathlib import Path
 
 from utils.config import AnalyzeConfig, TrainConfig
-from utils.config.options import Config, options_of
-from utils.config.values import allowed_text, choices, members, shown_default
+from utils.config.options import Config, allowed_text, choices, members, options_of, shown_default
 
 ROOT = Path(__file__).parents[2]
 README, GUIDE = ROOT / "README.md", ROOT / "docs" / "guide" / "options.md"

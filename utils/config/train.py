@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from utils.config.options import Config, Default, option
+from utils.config.options import Config, Default, in_group
 from utils.config.resolution import resolution_phases
 from utils.system.errors import UserError
 
@@ -62,194 +62,168 @@ class TrainConfig(Config):
     script: ClassVar[str] = "train_accelerate.py"
 
     # fmt: off
+    option = in_group("data")
     dataset: str = option(
-        "cifar10", "data", "data set; digits needs no download, imagefolder reads data_dir/train and data_dir/test",
+        "cifar10", "data set; digits needs no download, imagefolder reads data_dir/train and data_dir/test",
         choices=DATASETS,
     )
-    data_dir: str = option(
-        "datasets", "data", "folder of the data set; downloads go here", path="folder", may_change=True
-    )
+    data_dir: str = option("datasets", "folder of the data set; downloads go here", path="folder", may_change=True)
     image_size: int = option(
-        32, "data", "side in pixels; digits and image folders are resized to it", low=8, high=LARGEST_IMAGE
+        32, "side in pixels; digits and image folders are resized to it", low=8, high=LARGEST_IMAGE
     )
     validation_fraction: float = option(
-        0.0, "data", "fraction of the training set held out for validation, stratified and seeded", low=0.0, high=0.9
+        0.0, "fraction of the training set held out for validation, stratified and seeded", low=0.0, high=0.9
     )
     memory_fraction: float = option(
-        0.25, "data",
+        0.25,
         "fraction of the free memory that an image folder may take, over all processes; a larger one is read from disk",
         low=0.0, high=1.0, may_change=True,
     )
     num_workers: int | None = option(
-        None, "data", "loader processes per training process, for albumentations; unset: 0 on a CPU, else up to 8",
+        None, "loader processes per training process, for albumentations; unset: 0 on a CPU, else up to 8",
         low=0, high=256, may_change=True,
     )
 
-    crop_padding: int = option(4, "augmentation", "pixels of padding before the random crop; 0: no crop", low=0)
+    option = in_group("augmentation")
+    crop_padding: int = option(4, "pixels of padding before the random crop; 0: no crop", low=0)
     padding_mode: Literal["zeros", "reflect"] = option(
-        "zeros", "augmentation", "what crop_padding adds; zeros: black; reflect: the image mirrored at its border"
+        "zeros", "what crop_padding adds; zeros: black; reflect: the image mirrored at its border"
     )
     horizontal_flip: Literal["none", "random", "alternating"] = option(
-        "alternating", "augmentation", "none; random: half of the images; alternating: each image in every other epoch"
+        "alternating", "none; random: half of the images; alternating: each image in every other epoch"
     )
-    cutout: int = option(8, "augmentation", "side in pixels of the CutOut square, filled with the mean; 0: off", low=0)
-    mixup: float = option(
-        0.0, "augmentation", "alpha of MixUp's Beta distribution, at least 0.01; 0: off", low=0.0, high=1000.0
-    )
+    cutout: int = option(8, "side in pixels of the CutOut square, filled with the mean; 0: off", low=0)
+    mixup: float = option(0.0, "alpha of MixUp's Beta distribution, at least 0.01; 0: off", low=0.0, high=1000.0)
     cutmix: float = option(
-        0.0, "augmentation",
-        "alpha of CutMix's Beta distribution, at least 0.01; 0: off; with mixup too, each batch draws one of them",
+        0.0, "alpha of CutMix's Beta distribution, at least 0.01; 0: off; with mixup too, each batch draws one of them",
         low=0.0, high=1000.0,
     )
     augment_backend: Literal["auto", "albumentations", "tensor"] = option(
-        "auto", "augmentation",
+        "auto",
         "albumentations: image by image on the CPU; tensor: whole batches on the device; auto: tensor if they fit",
     )
     tta: Literal["none", "flip", "flip_translate"] = option(
-        "none", "augmentation",
+        "none",
         "test-time augmentation of the final evaluation; flip: mirrored too; flip_translate: also shifted by a pixel",
     )
 
-    model: str = option("resnet18", "model", "architecture: resnet18, resnet34, speednet, or timm:NAME")
-    norm: Literal["batch", "group"] = option("batch", "model", "normalisation layers; group has no batch statistics")
-    width: int = option(  # at 8, oneDNN 3 corrupts memory (NHWC)
-        64, "model", "channels of the first stage; later stages have a multiple", low=16, high=4096
-    )
+    option = in_group("model")
+    model: str = option("resnet18", "architecture: resnet18, resnet34, speednet, or timm:NAME")
+    norm: Literal["batch", "group"] = option("batch", "normalisation layers; group has no batch statistics")
+    # Channels from 16 on: at 8, oneDNN 3 corrupts memory (NHWC).
+    width: int = option(64, "channels of the first stage; later stages have a multiple", low=16, high=4096)
 
-    epochs: int = option(20, "length and batch", "passes over the training set", low=1)
-    batch_size: int = option(
-        512, "length and batch", "images per optimizer step, over all processes and accumulation", low=1
-    )
+    option = in_group("length and batch")
+    epochs: int = option(20, "passes over the training set", low=1)
+    batch_size: int = option(512, "images per optimizer step, over all processes and accumulation", low=1)
     micro_batch_size: int | None = option(
-        None, "length and batch",
-        "images per process and forward pass; unset: on a GPU as large as fits, on a CPU all at once",
+        None, "images per process and forward pass; unset: on a GPU as large as fits, on a CPU all at once",
         low=1, may_change=True,
     )
     max_steps: int | None = option(
-        None, "length and batch", "stop after this many optimizer steps; the schedule still spans all epochs",
-        low=1, may_change=True,
+        None, "stop after this many optimizer steps; the schedule still spans all epochs", low=1, may_change=True
     )
     resolution: str | None = option(
-        None, "length and batch",
-        "smaller images first: 16@0.3,24@0.6,32 takes 16 pixels until 0.3 of the steps, then 24, 32; scaled by "
+        None, "smaller images first: 16@0.3,24@0.6,32 takes 16 pixels until 0.3 of the steps, then 24, 32; scaled by "
         "adaptive average pooling",
     )
 
+    option = in_group("optimizer")
     optimizer: str = option(
-        "muon", "optimizer",
+        "muon",
         "muon: for convolution filters and inner matrices, scaled by 0.2 sqrt(max(out, in)) to the RMS of adamw's "
         "updates (Liu et al. 2025, not as in Jordan's code), adamw at the same lr for all other weights",
         choices=OPTIMIZERS,
     )
     lr: float | Literal["auto"] = option(
-        by_optimizer("lr"), "optimizer", "peak learning rate, or auto: from a range test", low=0.0, open=True
+        by_optimizer("lr"), "peak learning rate, or auto: from a range test", low=0.0, open=True
     )
-    momentum: float = option(
-        by_optimizer("momentum"), "optimizer", "momentum of sgd and muon, beta1 of adamw", low=0.0, high=0.9999
-    )
-    nesterov: bool = option(True, "optimizer", "Nesterov momentum of sgd; muon always has it")
+    momentum: float = option(by_optimizer("momentum"), "momentum of sgd and muon, beta1 of adamw", low=0.0, high=0.9999)
+    nesterov: bool = option(True, "Nesterov momentum of sgd; muon always has it")
     weight_decay: float = option(
-        by_optimizer("weight_decay"), "optimizer",
-        "an L2 penalty in sgd, decoupled from the gradient in adamw and muon",
-        low=0.0,
+        by_optimizer("weight_decay"), "an L2 penalty in sgd, decoupled from the gradient in adamw and muon", low=0.0
     )
-    decay_norm_and_bias: bool = option(False, "optimizer", "apply weight decay to norm layers and biases too")
-    norm_bias_lr_factor: float = option(1.0, "optimizer", "lr of the norm layers' biases, relative to lr", low=0.001)
-    label_smoothing: float = option(
-        0.1, "optimizer", "fraction of the target spread over all classes", low=0.0, high=0.99
-    )
+    decay_norm_and_bias: bool = option(False, "apply weight decay to norm layers and biases too")
+    norm_bias_lr_factor: float = option(1.0, "lr of the norm layers' biases, relative to lr", low=0.001)
+    label_smoothing: float = option(0.1, "fraction of the target spread over all classes", low=0.0, high=0.99)
     grad_clip_norm: float | None = option(
-        None, "optimizer", "largest L2 norm of the gradient; unset: no clipping", low=0.0, open=True
+        None, "largest L2 norm of the gradient; unset: no clipping", low=0.0, open=True
     )
 
+    option = in_group("schedule")
     schedule: Literal["onecycle", "cosine", "linear", "step", "constant"] = option(
-        "linear", "schedule", "learning rate over the run, as a function of the optimizer step"
+        "linear", "learning rate over the run, as a function of the optimizer step"
     )
-    warmup_fraction: float = option(0.05, "schedule", "fraction of the steps in which lr warms up", low=0.0, high=0.99)
-    find_lr: bool = option(False, "schedule", "run a learning-rate range test first and plot it", may_change=True)
+    warmup_fraction: float = option(0.05, "fraction of the steps in which lr warms up", low=0.0, high=0.99)
+    find_lr: bool = option(False, "run a learning-rate range test first and plot it", may_change=True)
 
+    option = in_group("averages of the weights")
     ema_decay: float | None = option(
-        None, "averages of the weights",
-        "evaluate an exponential moving average of the weights with this decay per step; unset: off",
+        None, "evaluate an exponential moving average of the weights with this decay per step; unset: off",
         low=0.0, high=0.99999,
     )
     lookahead_steps: int | None = option(
-        None, "averages of the weights", "Lookahead: steps between updates of the slow weights; unset: off", low=1
+        None, "Lookahead: steps between updates of the slow weights; unset: off", low=1
     )
-    lookahead_decay: float = option(
-        0.95, "averages of the weights", "decay of Lookahead's slow weights per step", low=0.0, high=1.0
-    )
+    lookahead_decay: float = option(0.95, "decay of Lookahead's slow weights per step", low=0.0, high=1.0)
 
-    channels_last: bool = option(True, "hardware", "NHWC memory layout", may_change=True)
-    compile: bool = option(False, "hardware", "torch.compile the model", may_change=True)
-    peer_timeout: int = option(
-        600, "hardware", "seconds without an answer after which another process counts as lost", low=1, may_change=True
-    )
+    option = in_group("hardware", may_change=True)
+    channels_last: bool = option(True, "NHWC memory layout")
+    compile: bool = option(False, "torch.compile the model")
+    peer_timeout: int = option(600, "seconds without an answer after which another process counts as lost", low=1)
 
-    seed: int = option(0, "run", "seed of the weights, the data order and the augmentation", low=0, high=2**32 - 1)
-    output_dir: str = option("runs/resnet18", "run", "folder of the run", path="folder", may_change=True)
+    option = in_group("run", may_change=True)
+    seed: int = option(
+        0, "seed of the weights, the data order and the augmentation", low=0, high=2**32 - 1, may_change=False
+    )
+    output_dir: str = option("runs/resnet18", "folder of the run", path="folder")
     resume: str = option(
-        "auto", "run", "auto: from the newest intact checkpoint of output_dir, if any; never; or a checkpoint folder",
-        path="folder", may_change=True,
+        "auto", "auto: from the newest intact checkpoint of output_dir, if any; never; or a checkpoint folder",
+        path="folder",
     )
     checkpoint_every_steps: int | None = option(
-        None, "run", "also save a checkpoint every so many steps; unset: only every epoch", low=1, may_change=True
+        None, "also save a checkpoint every so many steps; unset: only every epoch", low=1
     )
-    keep_checkpoints: int = option(2, "run", "how many of the newest checkpoints to keep", low=1, may_change=True)
+    keep_checkpoints: int = option(2, "how many of the newest checkpoints to keep", low=1)
     on_nan: Literal["stop", "rollback"] = option(
-        "stop", "run",
-        "if loss or weights are not finite: stop, or roll back to the last checkpoint and skip the steps since",
-        may_change=True,
+        "stop", "if loss or weights are not finite: stop, or roll back to the last checkpoint and skip the steps since"
     )
     nan_patience: int = option(
-        20, "run",
-        "steps in a row of infinite loss or gradient before on_nan acts (fp16 has some); infinite weights: at once",
-        low=1, may_change=True,
+        20, "steps in a row of infinite loss or gradient before on_nan acts (fp16 has some); infinite weights: at once",
+        low=1,
     )
     export: list[Literal["onnx", "torch"]] = option(
-        [], "run", "also write model/model.onnx (onnx) and model/model.pt2 (torch), checked against the checkpoint",
-        may_change=True,
+        [], "also write model/model.onnx (onnx) and model/model.pt2 (torch), checked against the checkpoint"
     )
     push_to_hub: str | None = option(
-        None, "run", "upload model/ at the end to this repository of the Hugging Face Hub, such as user/name",
-        may_change=True,
+        None, "upload model/ at the end to this repository of the Hugging Face Hub, such as user/name"
     )
 
-    log_every_steps: int = option(
-        50, "tracking", "steps per training line in metrics.jsonl and the trackers", low=1, may_change=True
-    )
+    option = in_group("tracking", may_change=True)
+    log_every_steps: int = option(50, "steps per training line in metrics.jsonl and the trackers", low=1)
     trackers: list[str] = option(
-        ["wandb"], "tracking", f"{', '.join(TRACKERS)} (several: wandb,tensorboard) or none",
-        choices=(*TRACKERS, "none"), may_change=True,
+        ["wandb"], f"{', '.join(TRACKERS)} (several: wandb,tensorboard) or none", choices=(*TRACKERS, "none")
     )
-    project_name: str | None = option(
-        None, "tracking", "project in the trackers; unset: WANDB_PROJECT, else image-classification", may_change=True
-    )
-    run_name: str | None = option(
-        None, "tracking", "name in the trackers; unset: WANDB_NAME, else the name of output_dir", may_change=True
-    )
+    project_name: str | None = option(None, "project in the trackers; unset: WANDB_PROJECT, else image-classification")
+    run_name: str | None = option(None, "name in the trackers; unset: WANDB_NAME, else the name of output_dir")
     run_group: str | None = option(
-        None, "tracking", "group of runs in the trackers, such as the seeds of one recipe; unset: WANDB_RUN_GROUP",
-        may_change=True,
+        None, "group of runs in the trackers, such as the seeds of one recipe; unset: WANDB_RUN_GROUP"
     )
-    run_tags: list[str] = option(
-        [], "tracking", "tags in W&B, such as baseline,cifar10; unset: WANDB_TAGS", may_change=True
-    )
+    run_tags: list[str] = option([], "tags in W&B, such as baseline,cifar10; unset: WANDB_TAGS")
     track_model: Literal["none", "end", "all"] = option(
-        "end", "tracking", "W&B artifacts: the exported model at the end; all: also the checkpoint of every epoch",
-        may_change=True,
+        "end", "W&B artifacts: the exported model at the end; all: also the checkpoint of every epoch"
     )
 
+    option = in_group("debugging")
     fast_dev_run: bool = option(
-        False, "debugging", "one step, one batch of every evaluation, checkpoint and export, in a temporary folder"
+        False, "one step, one batch of every evaluation, checkpoint and export, in a temporary folder"
     )
-    overfit_batches: int | None = option(
-        None, "debugging", "train on this many batches only; the loss should vanish", low=1
-    )
+    overfit_batches: int | None = option(None, "train on this many batches only; the loss should vanish", low=1)
     profile: bool = option(
-        False, "debugging", "profile a few steps: profile/operations.txt and trace.json in the run", may_change=True
+        False, "profile a few steps: profile/operations.txt and trace.json in the run", may_change=True
     )
-    debug: bool = option(False, "debugging", "show tracebacks", may_change=True)
+    debug: bool = option(False, "show tracebacks", may_change=True)
+    del option
     # fmt: on
 
     def __post_init__(self) -> None:

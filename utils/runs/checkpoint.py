@@ -41,12 +41,10 @@ def write_checkpoint(root: Path, step: int, files: Mapping[str, bytes], keep: in
     try:
         root.mkdir(exist_ok=True)
         temporary.mkdir()
-        manifest = {name: {"size": len(content), "sha256": digest([content])} for name, content in files.items()}
-        for name, content in files.items():
+        listed = {name: {"size": len(content), "sha256": digest([content])} for name, content in files.items()}
+        manifest = to_json({"format_version": FORMAT_VERSION, "step": step, "files": listed})
+        for name, content in {**files, MANIFEST: manifest}.items():
             write_durably(temporary / name, content)
-        write_durably(
-            temporary / MANIFEST, to_json({"format_version": FORMAT_VERSION, "step": step, "files": manifest})
-        )
         try:
             _contents(temporary, _manifest(temporary))
         except Damaged as error:

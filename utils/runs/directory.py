@@ -7,8 +7,9 @@ import dataclasses
 import os
 import sys
 import uuid
-from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, ExitStack, suppress
+from functools import partial
 from operator import methodcaller
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +31,7 @@ from utils.tracking.tracker import Line, Tracker
 from utils.tracking.trackers import Trackers, identify_run, tracked_as
 
 
-class RunDirectory:
+class RunDirectory(AbstractContextManager["RunDirectory"]):
     """`output_dir` of one run, as a context manager: leaving it closes the trackers and releases the folder.
 
     Attributes:
@@ -50,9 +51,6 @@ class RunDirectory:
         self._on_failed_setup = ExitStack()
         self._trackers = Trackers()
         self._tracked_as: dict[str, str] = {}
-
-    def __enter__(self) -> "RunDirectory":
-        return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Appends how to resume to a fault of the environment during training."""
@@ -80,27 +78,22 @@ class RunDirectory:
 
         Rank 0 alone reads it, so machines need not share the folder.
         """
-        found = None
-        with raise_on_all_ranks(self.accelerator):
-            if self.accelerator.is_main_process:
-                self._take_folder()
-                found = self._find_checkpoint(names)
-        return self._broadcast(found)
+        return self._on_every_rank(partial(self._find_checkpoint, names))
 
     def read_newest(self, names: Collection[str]) -> Checkpoint:
         """The newest valid checkpoint and its named files, on every rank."""
+        found = self._on_every_rank(partial(newest_checkpoint, self._checkpoints, names))
+        if found is None:
+            silent = not self.accelerator.is_main_process
+            raise EnvironmentFault(f"{self._checkpoints} has no valid checkpoint to roll back to", silent)
+        return found
+
+    def _on_every_rank(self, find: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+        """What the main process finds, on every rank."""
         found = None
         with raise_on_all_ranks(self.accelerator):
             if self.accelerator.is_main_process:
-                found = newest_checkpoint(self._checkpoints, names)
-                if found is None:
-                    raise EnvironmentFault(f"{self._checkpoints} has no valid checkpoint to roll back to")
-        found = self._broadcast(found)
-        assert found
-        return found
-
-    def _broadcast(self, found: Checkpoint | None) -> Checkpoint | None:
-        """What the main process found, on every rank."""
+                found = find()
         folder, files = found or ("", {})
         folder = os.fsdecode(broadcast_bytes(self.accelerator, os.fsencode(folder)))
         return (Path(folder), broadcast_files(self.accelerator, files)) if folder else None
@@ -121,6 +114,7 @@ class RunDirectory:
             self.path.rmdir()
 
     def _find_checkpoint(self, names: Collection[str]) -> Checkpoint | None:
+        self._take_folder()
         resume, existing = self.config.resume, list_checkpoints(self._checkpoints)
         if resume == "auto":
             return newest_checkpoint(self._checkpoints, names)
@@ -139,35 +133,27 @@ class RunDirectory:
         return folder, read_checkpoint(folder, names)
 
     def start(
-        self,
-        config: TrainConfig,
-        metrics_size: int,
-        resumed_from: Path | None,
-        data: Dataset,
-        arithmetic: Mapping[str, Any],
+        self, config: TrainConfig, metrics_size: int, source: Path | None, data: Dataset, arithmetic: dict[str, Any]
     ) -> None:
         """Writes options and environment, cuts metrics.jsonl back to `metrics_size` bytes and opens the trackers.
 
         Args:
+            source: the checkpoint that the run resumes from, if any.
             arithmetic: how numbers are computed; added to environment.json.
         """
         self.config = config
         with raise_on_all_ranks(self.accelerator):
             if self.accelerator.is_main_process:
-                logged = self._take_over_metrics(metrics_size, resumed_from)
-                self.environment = {
-                    **describe_environment(self.accelerator),
-                    **arithmetic,
-                    "data": data.describe(),
-                }
+                logged = self._take_over_metrics(metrics_size, source)
+                self.environment = {**describe_environment(self.accelerator), **arithmetic, "data": data.describe()}
                 self._open_trackers(logged)
         self._on_failed_setup.pop_all()
         self._phase = "training"
 
-    def _take_over_metrics(self, size: int, resumed_from: Path | None) -> set[Line]:
+    def _take_over_metrics(self, size: int, source: Path | None) -> set[Line]:
         """Cuts metrics.jsonl back; of a fork, copies the original's. Returns all lines that were ever logged here."""
         logged = {(row["step"], row["split"]) for row in self.metrics.rows()}
-        origin = _run_of(resumed_from) / "metrics.jsonl" if resumed_from else None
+        origin = _run_of(source) / "metrics.jsonl" if source else None
         if origin and origin.is_file() and origin.resolve() != self.metrics.path.resolve():
             self.metrics.take(origin, size)
         self.metrics.truncate(size)

@@ -1,11 +1,9 @@
 """metrics.jsonl: appended line by line, and read as a file that may come from a stranger."""
 
-import contextlib
 import json
 import os
 import sys
 from collections.abc import Iterator
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +33,7 @@ class MetricsFile:
         first = not self._waiting
         self._waiting += json.dumps(row).encode() + b"\n"
         try:
-            with self._file() as file:
-                self._write(file)
+            self._write_waiting(sync=False)
         except OSError as error:
             if first:
                 reason = one_line(error)
@@ -44,29 +41,25 @@ class MetricsFile:
 
     def size(self) -> int:
         """Bytes of the file once all lines are on disk. Raises OSError if the disk does not take them."""
-        with self._file() as file:
-            self._write(file)
-            os.fsync(file.fileno())
-            return file.tell()
+        return self._write_waiting(sync=True)
 
-    @contextlib.contextmanager
-    def _file(self) -> Iterator[FileIO]:
+    def _write_waiting(self, sync: bool) -> int:
+        """The size of the file with all lines, after a sync to disk if asked."""
         with naming(self.path), open(self.path, "ab", buffering=0) as file:
-            yield file
-
-    def _write(self, file: FileIO) -> None:
-        while self._waiting:  # a disk that fills up takes a part of a line, and the rest later
-            self._waiting = self._waiting[file.write(self._waiting) :]
+            while self._waiting:  # a disk that fills up takes a part of a line, and the rest later
+                self._waiting = self._waiting[file.write(self._waiting) :]
+            if sync:
+                os.fsync(file.fileno())
+            return file.tell()
 
     def take(self, origin: Path, size: int) -> None:
         """Starts from the first `size` bytes of another run's file."""
         check_memory(MEMORY_PER_BYTE * size, str(origin))
-        with open(origin, "rb") as source, open(self.path, "wb") as file:
-            while block := source.read(min(size - file.tell(), 2**20)):
-                file.write(block)
+        with open(origin, "rb") as source:
+            self.path.write_bytes(source.read(size))
 
     def truncate(self, size: int) -> None:
-        """Cuts the file to `size` bytes; a shorter one stays as it is."""
+        """Cuts the file to `size` bytes; a shorter one is left unchanged."""
         with open(self.path, "ab") as file:
             file.truncate(min(size, file.tell()))
 

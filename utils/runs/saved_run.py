@@ -138,19 +138,12 @@ def open_run(path: Path, option: str = "run", dataset: str | None = None, data_d
         defaults = TrainConfig(trackers=["none"])
         return SavedRun(path, path, model_folder, note, False, defaults, {}, {}, [], dataset, data_dir, files)
     config = load_config(TrainConfig, directory / "config.yaml")
+    environment, summary = _read_json(directory / "environment.json"), _read_summary(directory / "summary.json")
+    rows = list(MetricsFile(directory / "metrics.jsonl").rows())
+    data_dir = data_dir or (config.data_dir if dataset in (None, config.dataset) else None)
+    dataset = dataset or config.dataset
     return SavedRun(
-        path,
-        directory,
-        model_folder,
-        note,
-        True,
-        config,
-        _read_json(directory / "environment.json"),
-        _read_summary(directory / "summary.json"),
-        list(MetricsFile(directory / "metrics.jsonl").rows()),
-        dataset or config.dataset,
-        data_dir or (config.data_dir if dataset in (None, config.dataset) else None),
-        files,
+        path, directory, model_folder, note, True, config, environment, summary, rows, dataset, data_dir, files
     )
 
 

@@ -23,10 +23,8 @@ def bf16_slowdown(device: torch.device) -> float:
 def _seconds(dtype: torch.dtype, device: torch.device) -> float:
     """The shortest of REPEATS products, after a warm-up."""
     rows, inner, columns = SHAPE
-    left, right = (
-        torch.ones(rows, inner, dtype=dtype, device=device),
-        torch.ones(inner, columns, dtype=dtype, device=device),
-    )
+    left = torch.ones(rows, inner, dtype=dtype, device=device)
+    right = torch.ones(inner, columns, dtype=dtype, device=device)
     times = []
     for _ in range(1 + REPEATS):
         started = time.perf_counter()

@@ -19,7 +19,8 @@ from utils.system.launch_table import Launch
 
 PREFIX = "ACCELERATE_DYNAMO_"  # of the variables behind --dynamo_backend, --dynamo_mode, ...
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
-SWITCHES = ("USE_FULLGRAPH", "USE_DYNAMIC", "USE_REGIONAL_COMPILATION")
+# Variables that are true or false, and the arguments of the plugin that they set.
+FLAGS = {"USE_FULLGRAPH": "fullgraph", "USE_DYNAMIC": "dynamic", "USE_REGIONAL_COMPILATION": "use_regional_compilation"}
 ADVICE = "or train without --compile and --dynamo_backend"
 
 
@@ -49,28 +50,21 @@ def compilation(compile: bool, environ: Mapping[str, str]) -> TorchDynamoPlugin:
     if mode not in MODES:
         raise UserError(f"{PREFIX}MODE: {mode!r} is not allowed; {suggestion(mode, MODES)}")
     launch = Launch(environ, {})
-    switches = {name: launch.flag(PREFIX + name) for name in SWITCHES}
+    switches = {name: launch.flag(PREFIX + name) for name in FLAGS}
     backend = environ.get(PREFIX + "BACKEND", "no").lower()
     if backend != "no":
         _check_backend(backend)
     elif compile:
         backend = "inductor"
-    if backend == "no":
+    else:
         for name, asked in {"MODE": mode != "default", **switches}.items():
             if asked:
                 raise UserError(f"{PREFIX}{name}: nothing is compiled; add --compile true or unset it")
         return no_compilation()
     if mode != "default" and backend != "inductor":
         raise UserError(f"{PREFIX}MODE: {mode} is a mode of inductor, and the backend is {backend}; unset it")
-    plugin = TorchDynamoPlugin(
-        backend,
-        mode,
-        fullgraph=switches["USE_FULLGRAPH"],
-        dynamic=True,
-        use_regional_compilation=switches["USE_REGIONAL_COMPILATION"],
-    )
-    if not switches["USE_DYNAMIC"]:  # the launcher sets this unasked; None: torch decides
-        plugin.dynamic = None
+    plugin = TorchDynamoPlugin(backend, mode, **{FLAGS[name]: asked for name, asked in switches.items()})
+    plugin.dynamic = plugin.dynamic or None  # the launcher sets false unasked; None: torch decides
     return plugin
 
 

@@ -43,8 +43,6 @@ class UserError(SuiteError):
 class EnvironmentFault(SuiteError):
     """Something around the program failed: disk, network, another process."""
 
-    exit_code = 1
-
 
 class Interrupted(BaseException):
     """A stop signal was answered and everything is saved; the program ends with 128 + `signum`."""

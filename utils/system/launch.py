@@ -5,7 +5,10 @@ nothing heavy: a launch is checked before the libraries load.
 """
 
 import contextlib
+import ctypes
+import os
 import re
+import signal
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
@@ -15,7 +18,18 @@ import yaml
 from utils.system.launch_table import ACCUMULATION, ROWS, TRUE, USE_CPU, Launch
 from utils.system.ranks import PRECISION, adopt_ranks, whole_number
 
+PR_SET_PDEATHSIG = 1
 TORCHRUN = "nproc_per_node|nnodes|node_rank|master_addr|master_port|standalone|rdzv_endpoint|rdzv_id"
+
+
+def stop_with_launcher() -> None:
+    """Asks Linux for a SIGTERM when the launcher that started this process dies.
+
+    `accelerate launch` does not pass a SIGTERM on to a single process, which would continue training unnoticed.
+    """
+    launched = PRECISION in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    if launched and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def read_launch(environ: MutableMapping[str, str]) -> Launch:
@@ -40,8 +54,7 @@ def read_launch(environ: MutableMapping[str, str]) -> Launch:
 
 def notes(launch: Launch, device: str) -> list[str]:
     """Lines to print once: what the launch asks for that has no effect on a device of this type."""
-    lines = (row.note(launch, device) for row in ROWS if row.note)
-    return [line for line in lines if line]
+    return [line for row in ROWS if row.note and (line := row.note(launch, device))]
 
 
 def accumulation_steps(environ: Mapping[str, str]) -> int:

@@ -6,17 +6,19 @@ docs/guide/launch.md has the same rows for users. Imports nothing heavy: a launc
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from operator import methodcaller
 from typing import NamedTuple
 
 from utils.system.errors import UserError, did_you_mean
-from utils.system.launch_ranks import check_ranks
-from utils.system.ranks import MPIS, PRECISION, RANKS, whole_number
+from utils.system.ranks import MPIS, PRECISION, RANKS, in_group, whole_number
 
 ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 CLIPPING = "ACCELERATE_GRADIENT_CLIPPING"
 USE_CPU = "ACCELERATE_USE_CPU"
 DEVICE = "ACCELERATE_TORCH_DEVICE"
 LOG_LEVEL = "ACCELERATE_LOG_LEVEL"
+AFFINITY = "ACCELERATE_CPU_AFFINITY"
 PRECISIONS = ("no", "bf16", "fp16")
 DEVICES = r"(cpu|cuda|hpu|mlu|mps|musa|neuron|npu|sdaa|xla|xpu)(:\d+)?"
 TRUE, FALSE = ("1", "on", "t", "true", "y", "yes"), ("0", "f", "false", "n", "no", "off")  # as Accelerate reads flags
@@ -93,12 +95,7 @@ def _no_effect(variables: str, options: str = NONE, without: str = "") -> Callab
     return note
 
 
-def _flags(*names: str) -> Callable[[Launch], None]:
-    def check(launch: Launch) -> None:
-        for name in names:
-            launch.flag(name)
-
-    return check
+_flag = partial(methodcaller, "flag")  # a check that a variable is true or false
 
 
 def _check_precision(launch: Launch) -> None:
@@ -158,8 +155,8 @@ def _note_gpus(launch: Launch, device: str) -> str | None:
 
 
 def _note_affinity(launch: Launch, device: str) -> str | None:
-    on = launch.flag("ACCELERATE_CPU_AFFINITY") and device != "cuda"
-    return "ACCELERATE_CPU_AFFINITY: no effect without an NVIDIA or AMD GPU" if on else None
+    on = launch.flag(AFFINITY) and device != "cuda"
+    return f"{AFFINITY}: no effect without an NVIDIA or AMD GPU" if on else None
 
 
 def _note_slurm(launch: Launch, _device: str) -> str | None:
@@ -191,67 +188,96 @@ def _note_unknown(launch: Launch, _device: str) -> str | None:
     return "; ".join(lines) or None
 
 
+def _check_ranks(launch: Launch) -> None:
+    """Raises UserError naming a variable of the processes' places that is missing, invalid or contradicts another."""
+    environ = launch.environ
+    if in_group():
+        return
+    if "MASTER_ADDR" in environ and PRECISION in environ and RANKS.rank not in environ:
+        raise UserError(
+            "accelerate launch was asked for several processes but started only one; on a CPU use --config_file "
+            "accelerate_configs/multi_cpu.yaml (if one is meant, MASTER_ADDR comes from elsewhere: unset it)"
+        )
+    for names in (*MPIS, RANKS):
+        for name in names:
+            low = 1 if name in (names.world_size, names.local_world_size) else 0
+            if name in environ and whole_number(environ, name, -1) < low:
+                raise UserError(f"{name}={environ[name]!r} is not allowed; it must be a whole number of at least {low}")
+    if "MASTER_PORT" in environ and not 0 < whole_number(environ, "MASTER_PORT", 0) < 65536:
+        raise UserError(f"MASTER_PORT={environ['MASTER_PORT']!r} is not allowed; it must be a port from 1 to 65535")
+    _check_complete(environ)
+    _check_count(environ, launch.options.get("num_processes", ""))
+    rank, world_size, local_rank, local_world_size = RANKS
+    pairs = (rank, world_size, 1), (local_rank, local_world_size, 1), (local_world_size, world_size, 0)
+    for number, count, beyond in pairs:
+        if number in environ and count in environ and int(environ[number]) + beyond > int(environ[count]):
+            allowed = int(environ[count]) - beyond
+            raise UserError(f"{number}={environ[number]} contradicts {count}={environ[count]}; at most {allowed}")
+
+
+def _check_complete(environ: Mapping[str, str]) -> None:
+    given = [name for name in RANKS[:3] if name in environ]
+    in_a_group = whole_number(environ, RANKS.world_size, 1) > 1 or RANKS.local_rank in environ
+    needed = (*RANKS[:3], "MASTER_ADDR", "MASTER_PORT") if in_a_group else RANKS[:2] if RANKS.rank in environ else ()
+    if missing := [name for name in needed if not environ.get(name)]:
+        shown = ", ".join(f"{name}={environ[name]}" for name in given)
+        raise UserError(
+            f"{shown}: {', '.join(missing)} unset; start the processes with accelerate launch or torchrun, or unset it"
+        )
+
+
+def _check_count(environ: Mapping[str, str], typed: str) -> None:
+    """The launcher rounds --num_processes down to a multiple of num_machines."""
+    started = whole_number(environ, RANKS.world_size, 1)
+    if re.fullmatch(r"-?\d+", typed) and (int(typed) < 1 or (RANKS.world_size in environ and int(typed) != started)):
+        raise UserError(
+            f"--num_processes {typed} is not allowed: {started} started; it must be 1 or more, as many on each machine"
+        )
+
+
 ELASTIC = "max_restarts|monitor_interval|rdzv_backend|rdzv_conf|role|tee|log_dir|same_network"
 UNREAD = "ACCELERATE_(BYPASS_DEVICE_MAP|INIT_INCLUDE_BUFFERS|ALLOW_CP_STANDALONE|NUM_PROCESSES)"
 ROWS = (
     _unsupported(
-        "DeepSpeed",
-        "ACCELERATE_USE_DEEPSPEED",
-        "ACCELERATE_(DEEPSPEED_.*|CONFIG_DS_FIELDS)",
-        "zero.*|offload_.*|deepspeed_.*",
-        "use_deepspeed",
+        "DeepSpeed", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_(DEEPSPEED_.*|CONFIG_DS_FIELDS)",
+        "zero.*|offload_.*|deepspeed_.*", "use_deepspeed",
     ),
     _unsupported("FSDP", "ACCELERATE_USE_FSDP", "FSDP_.*", "fsdp_.*", "use_fsdp"),
     _unsupported("Megatron-LM", "ACCELERATE_USE_MEGATRON_LM", "MEGATRON_LM_.*", "megatron_lm_.*", "use_megatron_lm"),
     Row("sizes of parallelism", "PARALLELISM_CONFIG_.*_SIZE", "parallelism_config_.*_size", _check_sizes),
     _unsupported(
-        "ParallelismConfig",
-        "ACCELERATE_USE_PARALLELISM_CONFIG",
-        "PARALLELISM_CONFIG_.*(?<!_SIZE)",
-        "parallelism_config_.*(?<!_size)",
-        "use_parallelism_config",
+        "ParallelismConfig", "ACCELERATE_USE_PARALLELISM_CONFIG", "PARALLELISM_CONFIG_.*(?<!_SIZE)",
+        "parallelism_config_.*(?<!_size)", "use_parallelism_config",
     ),
     _unsupported(
-        "SageMaker",
-        "ACCELERATE_USE_SAGEMAKER",
-        "ACCELERATE_SAGEMAKER_.*",
-        "aws_.*",
-        NONE,
+        "SageMaker", "ACCELERATE_USE_SAGEMAKER", "ACCELERATE_SAGEMAKER_.*", "aws_.*", NONE,
         "run accelerate launch on the instance itself",
     ),
     Row("precision", PRECISION, "mixed_precision", _check_precision),
     Row("settings of fp8", "ACCELERATE_FP8_.*", "fp8_.*", _check_fp8, _no_effect(NONE, "fp8_.*", "fp8")),
     Row("gradient accumulation", ACCUMULATION, "gradient_accumulation_steps", _check_accumulation),
     Row("gradient clipping", CLIPPING, "gradient_clipping", _check_clipping),
-    Row("the CPU", USE_CPU, "cpu", _flags(USE_CPU)),
+    Row("the CPU", USE_CPU, "cpu", _flag(USE_CPU)),
     Row("a device", DEVICE, check=_check_device),
     Row("GPUs by number", "CUDA_VISIBLE_DEVICES", "gpu_ids", None, _note_gpus),
     Row(
-        "processes",
-        "|".join((*RANKS, "MASTER_ADDR", "MASTER_PORT", *(name for mpi in MPIS for name in mpi))),
+        "processes", "|".join((*RANKS, "MASTER_ADDR", "MASTER_PORT", *(name for mpi in MPIS for name in mpi))),
         "multi_gpu|num_processes|num_machines|machine_rank|main_process_ip|main_process_port|mpirun_hostfile",
-        lambda launch: check_ranks(launch.environ, launch.options.get("num_processes", "")),
+        _check_ranks,
     ),
     Row("tasks of srun", "SLURM_STEP_NUM_TASKS", note=_note_slurm),
     Row("restarts and rendezvous", "TORCHELASTIC_.*", ELASTIC, None, _note_elastic),
     Row(
-        "a TPU",
-        "XLA_USE_BF16|XLA_DOWNCAST_BF16|ACCELERATE_DOWNCAST_BF16|ACCELERATE_IN_TPU_POD",
+        "a TPU", "XLA_USE_BF16|XLA_DOWNCAST_BF16|ACCELERATE_DOWNCAST_BF16|ACCELERATE_IN_TPU_POD",
         "tpu|tpu_.*|no_tpu_cluster|vm|env|downcast_bf16|main_training_function",
     ),
     Row("compilation", "ACCELERATE_DYNAMO_.*", "dynamo_.*"),
     Row("threads", "OMP_NUM_THREADS|MKL_NUM_THREADS", "num_cpu_threads_per_process"),
-    Row(
-        "the cores near a GPU",
-        "ACCELERATE_CPU_AFFINITY",
-        "enable_cpu_affinity",
-        _flags("ACCELERATE_CPU_AFFINITY"),
-        _note_affinity,
-    ),
-    Row("checked collective calls", "ACCELERATE_DEBUG_(MODE|RDV_FILE)", "debug", _flags("ACCELERATE_DEBUG_MODE")),
+    Row("the cores near a GPU", AFFINITY, "enable_cpu_affinity", _flag(AFFINITY), _note_affinity),
+    Row("checked collective calls", "ACCELERATE_DEBUG_(MODE|RDV_FILE)", "debug", _flag("ACCELERATE_DEBUG_MODE")),
     Row("messages", f"{LOG_LEVEL}|ACCELERATE_ENABLE_RICH", "quiet", _check_log_level),
-    Row("a notebook's processes", "FORK_LAUNCHED|NPROC|NODE_RANK|MIXED_PRECISION", check=_flags("FORK_LAUNCHED")),
+    Row("a notebook's processes", "FORK_LAUNCHED|NPROC|NODE_RANK|MIXED_PRECISION", check=_flag("FORK_LAUNCHED")),
     Row("large models", UNREAD, note=_no_effect(UNREAD)),
     Row("the script", NONE, "config_file|module|no_python|help"),
     Row("an unknown variable", NONE, note=_note_unknown),
-)
+)  # fmt: skip

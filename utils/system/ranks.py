@@ -1,6 +1,6 @@
 """The place of this process among those of its launch, from the launcher's variables.
 
-Imports nothing of ours, so that any module may ask. A malformed variable counts as unset here; launch_ranks.py refuses
+Imports nothing of ours, so that any module may ask. A malformed variable counts as unset here; launch_table.py refuses
 it.
 """
 

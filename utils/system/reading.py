@@ -57,8 +57,8 @@ def _check_special(path: Path, folder: Path, option: str) -> None:
         raise UserError(f"{option}: {path} is neither a file nor a folder")
     if path.match(WANDB_LINK):
         return
-    target = os.path.realpath(path)
-    if not any(_is_inside(target, place) for place in _places(folder)):
+    target = Path(os.path.realpath(path))
+    if not any(target.is_relative_to(place) for place in _places(folder)):
         raise UserError(f"{option}: {path} is a link to {target}, outside of {folder}")
     try:
         path.stat()
@@ -68,15 +68,10 @@ def _check_special(path: Path, folder: Path, option: str) -> None:
         raise UserError(f"{option}: {path} is a link that leads nowhere ({error.strerror})") from error
 
 
-def _places(folder: Path) -> list[str]:
+def _places(folder: Path) -> list[Path]:
     """Where links of a folder may lead: into itself. The Hugging Face cache has the files of a snapshot beside it."""
-    root = os.path.realpath(folder)
-    parent, name = os.path.split(os.path.dirname(root))
-    return [root, os.path.join(parent, "blobs")] if name == "snapshots" else [root]
-
-
-def _is_inside(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+    root = Path(os.path.realpath(folder))
+    return [root, root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [root]
 
 
 # -- bounded content --------------------------------------------------------------------------------------------------
@@ -107,18 +102,18 @@ def check_size(path: Path, most: int | None = MOST_BYTES) -> int:
     return status.st_size
 
 
-def read_json(path: Path, kind: type = dict) -> Any:
-    """The value of a JSON file. Raises UserError as read_file and parse_json do."""
-    return parse_json(read_file(path), path, kind)
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError as read_file and parse_json do."""
+    return parse_json(read_file(path), path)
 
 
-def parse_json(content: bytes, source: Path, kind: type = dict) -> Any:
-    """The value of a JSON text. Raises UserError naming the source if it is invalid or not of type `kind`."""
+def parse_json(content: bytes, source: Path) -> dict[str, Any]:
+    """The object in a JSON text. Raises UserError naming the source if it is invalid or anything else."""
     try:
         value = json.loads(content, parse_int=_whole_number)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{source}: not a JSON file ({one_line(error)})") from error
-    if not isinstance(value, kind):
+    if not isinstance(value, dict):
         raise UserError(f"{source}: not a JSON file of this suite (it holds {shown(value)})")
     return value
 

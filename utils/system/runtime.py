@@ -23,10 +23,9 @@ from utils.system.compilation import compiled_as, no_compilation
 from utils.system.errors import SuiteError, UserError, as_fault, one_line
 from utils.system.launch import notes, read_launch
 from utils.system.launch_table import DEVICE
-from utils.system.launcher import available_cores
 from utils.system.ranks import PRECISION, local_rank, local_world_size, rank, world_size
 from utils.system.rendezvous import joining
-from utils.system.threads import choose_threads
+from utils.system.threads import available_cores, choose_threads
 
 # Packages whose versions can change a result, or what is read and written.
 PACKAGES = (

@@ -1,7 +1,7 @@
 """Threads of a process: its share of the cores, or fewer if the user asks for fewer.
 
-MKL_NUM_THREADS wins over OMP_NUM_THREADS, as in torch. A launcher sets OMP_NUM_THREADS on its own, which cannot be told
-from a user's choice: the value that the launcher would have chosen counts as unset (docs/scaling.md).
+MKL_NUM_THREADS wins over OMP_NUM_THREADS, as in torch. A launcher sets OMP_NUM_THREADS on its own, which looks the same
+as a user's choice: the value that the launcher would have chosen counts as unset (docs/scaling.md).
 """
 
 from collections.abc import Mapping
@@ -9,6 +9,16 @@ from collections.abc import Mapping
 from utils.system.errors import UserError
 
 VARIABLES = ("MKL_NUM_THREADS", "OMP_NUM_THREADS")
+
+
+def available_cores() -> int:
+    """Cores that this process may use: those it is bound to, limited by its container's quota of CPU time.
+
+    With more threads than the quota, all would be throttled together each time it is used up.
+    """
+    from joblib import cpu_count
+
+    return cpu_count()
 
 
 def choose_threads(environ: Mapping[str, str], cores: int, processes: int, workers: int = 0) -> tuple[int, str]:

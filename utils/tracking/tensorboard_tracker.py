@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from utils.system.markdown import as_text
-from utils.tracking.tracker import Confusion, Identity, Line, Media, Page, Picture, Table, Text, Tracker, check_records
+from utils.tracking.tracker import Identity, Line, Media, Page, Picture, Table, Text, Tracker
 
 ROWS = 100  # shown of a table
 
@@ -30,7 +30,7 @@ class TensorBoardTracker(Tracker):
         """From the event files, which may lack the last lines of a killed process."""
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-        check_records(Path(self._folder))
+        self.check_records(Path(self._folder))
         board = EventAccumulator(self._folder, size_guidance={"scalars": 0})
         board.Reload()
         losses = [tag for tag in board.Tags()["scalars"] if tag.endswith("/loss")]
@@ -61,8 +61,6 @@ class TensorBoardTracker(Tracker):
             self._writer.add_image(key, value.pixels(), step, dataformats="HWC")
         elif isinstance(value, Table):
             self._writer.add_text(key, _markdown(value), step)
-        elif isinstance(value, Confusion):
-            self._writer.add_text(key, _markdown(value.table()), step)
         elif isinstance(value, Text):
             self._writer.add_text(key, _fixed(value.text), step)
         elif isinstance(value, Page):

@@ -67,18 +67,17 @@ class Table:
     rows: Sequence[Sequence[Any]]
 
 
-@dataclass(frozen=True)
-class Confusion:
-    """A confusion matrix: `counts`, int (classes, classes), of true class (row) and prediction (column)."""
+class Confusion(Table):
+    """A confusion matrix, with a row for every pair of classes that occurs.
 
-    class_names: Sequence[str]
-    counts: np.ndarray
+    Args:
+        counts: int (classes, classes), of true class (row) and prediction (column).
+    """
 
-    def table(self) -> Table:
-        """A row for every pair of classes that occurs."""
-        pairs = np.argwhere(self.counts).tolist()
-        rows = [[self.class_names[true], self.class_names[got], int(self.counts[true, got])] for true, got in pairs]
-        return Table(["true", "predicted", "images"], rows)
+    def __init__(self, class_names: Sequence[str], counts: np.ndarray):
+        pairs = np.argwhere(counts).tolist()
+        rows = [[class_names[true], class_names[got], int(counts[true, got])] for true, got in pairs]
+        super().__init__(["true", "predicted", "images"], rows)
 
 
 @dataclass(frozen=True)
@@ -96,16 +95,7 @@ class Page:
     path: Path
 
 
-Media = Picture | Sequence[Picture] | Table | Confusion | Text | Page
-
-
-def check_records(folder: Path, pattern: str = "*") -> None:
-    """Raises UserError if a tracker's files of a run need more memory to read back than is free.
-
-    A run directory may come from a stranger. Whatever is wrong with these files costs a warning.
-    """
-    sizes = [path.stat().st_size for path in folder.rglob(pattern) if path.is_file()]
-    check_memory(MEMORY_PER_BYTE * sum(sizes), str(folder))
+Media = Picture | Sequence[Picture] | Table | Text | Page
 
 
 class Tracker(ABC):
@@ -126,6 +116,15 @@ class Tracker(ABC):
             logged: all lines ever passed to it. A tracker that may have lost some looks into its own record.
         """
         self._known = logged
+
+    @staticmethod
+    def check_records(folder: Path, pattern: str = "*") -> None:
+        """Raises UserError if a tracker's files of a run need more memory to read back than is free.
+
+        A run directory may come from a stranger. Whatever is wrong with these files costs a warning.
+        """
+        sizes = [path.stat().st_size for path in folder.rglob(pattern) if path.is_file()]
+        check_memory(MEMORY_PER_BYTE * sum(sizes), str(folder))
 
     @property
     def fresh(self) -> bool:
@@ -151,9 +150,9 @@ class Tracker(ABC):
     def show(self, content: Mapping[str, float | Media], step: int) -> None:
         """Logs numbers and media of the run after a step."""
 
-    @abstractmethod
     def summarise(self, summary: Mapping[str, Any], step: int) -> None:
         """Records the run's best and final numbers."""
+        self.show({f"summary/{key}": value for key, value in summary.items() if isinstance(value, (int, float))}, step)
 
     def keep_files(  # noqa: B027 -- optional
         self, name: str, folder: Path, aliases: Sequence[str], metadata: Mapping[str, Any]

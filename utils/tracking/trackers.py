@@ -96,13 +96,11 @@ def _is_name(text: str) -> bool:
 
 def identify_run(config: TrainConfig, directory: Path, known: Mapping[str, str], job_type: str = "train") -> Identity:
     """The identity of a run directory in the trackers, from its options and the result of tracked_as."""
+    project = known.get("wandb_project") or config.project_name or os.environ.get("WANDB_PROJECT")
     return Identity(
         directory=directory,
         id=known["run_id"],
-        project=known.get("wandb_project")
-        or config.project_name
-        or os.environ.get("WANDB_PROJECT")
-        or "image-classification",
+        project=project or "image-classification",
         name=config.run_name or os.environ.get("WANDB_NAME") or directory.resolve().name,
         group=config.run_group,
         tags=config.run_tags,

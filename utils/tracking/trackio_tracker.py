@@ -9,16 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.system.errors import UserError
-from utils.tracking.tracker import Confusion, Identity, Line, Media, Page, Picture, Table, Text, Tracker, check_records
-
-
-def check_databases(folder: Path) -> None:
-    """Raises UserError for databases that are too large, or have triggers or views, which are a stranger's SQL."""
-    check_records(folder)
-    for path in folder.glob("*.db"):
-        with contextlib.closing(sqlite3.connect(path)) as database:
-            if database.execute("SELECT 1 FROM sqlite_master WHERE type IN ('trigger', 'view')").fetchone():
-                raise UserError(f"{path} has triggers or views, which trackio never makes")
+from utils.tracking.tracker import Identity, Line, Media, Page, Picture, Table, Text, Tracker
 
 
 class TrackioTracker(Tracker):
@@ -29,7 +20,7 @@ class TrackioTracker(Tracker):
         os.environ.setdefault("TRACKIO_DIR", str(identity.directory / "trackio"))  # read when trackio is imported
         import trackio
 
-        check_databases(identity.directory / "trackio")
+        self._check_databases(identity.directory / "trackio")
         self._library, self._identity = trackio, identity
         with contextlib.redirect_stdout(io.StringIO()):  # a dozen lines, one of them useful
             self._run = trackio.init(
@@ -37,6 +28,14 @@ class TrackioTracker(Tracker):
             )
         if identity.job_type == "train":
             print(f"trackio: `TRACKIO_DIR={os.environ['TRACKIO_DIR']} trackio show` opens the dashboard")
+
+    def _check_databases(self, folder: Path) -> None:
+        """Raises UserError for databases that are too large, or have triggers or views, which are a stranger's SQL."""
+        self.check_records(folder)
+        for path in folder.glob("*.db"):
+            with contextlib.closing(sqlite3.connect(path)) as database:
+                if database.execute("SELECT 1 FROM sqlite_master WHERE type IN ('trigger', 'view')").fetchone():
+                    raise UserError(f"{path} has triggers or views, which trackio never makes")
 
     def describe(self, config: Mapping[str, Any]) -> None:
         self._run.config.update(config)
@@ -64,17 +63,11 @@ class TrackioTracker(Tracker):
         if isinstance(value, Table):
             rows = [[self._convert(cell) for cell in row] for row in value.rows]
             return library.Table(columns=list(value.columns), data=rows)
-        if isinstance(value, Confusion):
-            return self._convert(value.table())
         if isinstance(value, Text):
             return library.Markdown(f"```\n{value.text}\n```")
         if isinstance(value, Page):
             return library.Html(value.html)
         return self._convert(Table(["image", "caption"], [[picture, picture.caption] for picture in value]))
-
-    def summarise(self, summary: Mapping[str, Any], step: int) -> None:
-        numbers = {f"summary/{key}": value for key, value in summary.items() if isinstance(value, (int, float))}
-        self._run.log(numbers, step=step)
 
     def close(self, finished: bool) -> None:
         with contextlib.redirect_stdout(io.StringIO()):

@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,7 @@ from utils.system.errors import UserError, one_line
 from utils.system.files import check_writable
 from utils.system.reading import shown
 from utils.system.runtime import git_remote
-from utils.tracking.tracker import (
-    SPLITS,
-    Confusion,
-    Identity,
-    Line,
-    Media,
-    Page,
-    Picture,
-    Table,
-    Text,
-    Tracker,
-    check_records,
-)
+from utils.tracking.tracker import SPLITS, Confusion, Identity, Line, Media, Page, Picture, Table, Text, Tracker
 
 PLACES = 100  # of W&B's steps in an optimizer step
 INIT_TIMEOUT = 30  # seconds for the server to accept the run
@@ -55,36 +43,28 @@ def check_settings(options: Mapping[str, Any], environment: Mapping[str, str]) -
 
     W&B validates them one at a time, so that the error names the right one. An empty variable counts as unset.
     """
+    from pydantic import ValidationError
     from wandb import Settings
+    from wandb.errors import UsageError
 
+    given = {name: options[name] for name in SETTINGS if options.get(name)}
     variables = {name: value for name, value in environment.items() if name.startswith("WANDB_") and value}
     with contextlib.redirect_stderr(io.StringIO()):  # warnings about obsolete ones
-        for name, setting in SETTINGS.items():
-            if options.get(name):
-                with _refusing(name, options[name]):
-                    Settings(**{setting: options[name]})
-        for name, value in variables.items():
-            with _refusing(name, value):
-                Settings(resume="allow").update_from_env_vars({name: value})
+        for name, value in (given | variables).items():
+            try:
+                if name in given:
+                    Settings(**{SETTINGS[name]: value})
+                else:
+                    Settings(resume="allow").update_from_env_vars({name: value})
+            except (UsageError, ValueError) as error:
+                reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+                reason = reason.removeprefix("Value error, ")
+                raise UserError(f"{name}: {shown(value)} is not allowed; W&B: {reason}") from error
     entity, folder = variables.get("WANDB_ENTITY", ""), variables.get("WANDB_DIR", "")
     if set(entity) & set("/\\#?%:"):
         raise UserError(f"WANDB_ENTITY: {shown(entity)} is not allowed; an entity of W&B has none of / \\ # ? % :")
     if folder:
         check_writable(Path(folder), "WANDB_DIR")
-
-
-@contextlib.contextmanager
-def _refusing(name: str, value: Any) -> Iterator[None]:
-    """Turns what W&B raises inside into a UserError with name and value."""
-    from pydantic import ValidationError
-    from wandb.errors import UsageError
-
-    try:
-        yield
-    except (UsageError, ValueError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        reason = reason.removeprefix("Value error, ")
-        raise UserError(f"{name}: {shown(value)} is not allowed; W&B: {reason}") from error
 
 
 class WandbTracker(Tracker):
@@ -104,16 +84,14 @@ class WandbTracker(Tracker):
             "WANDB_FINISH_TIMEOUT": str(FINISH_TIMEOUT),
         }
         empty = [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value]
-        changes = {name: value for name, value in defaults.items() if not os.environ.get(name)}
+        changes = dict.fromkeys(empty) | {name: defaults[name] for name in defaults if not os.environ.get(name)}
         changes["WANDB_RUN_ID"] = identity.id  # in a sweep, W&B takes the id from nowhere else
-        self._before = {name: os.environ.get(name) for name in (*empty, *changes)}
-        for name in empty:
-            del os.environ[name]
-        os.environ.update(changes)
+        self._before = {name: os.environ.get(name) for name in changes}
+        _set_variables(changes)
         try:
             self._run = self._start()
         except BaseException:
-            self._restore_environment()
+            _set_variables(self._before)
             raise
         self._run.define_metric("*", step_metric="step")
 
@@ -142,19 +120,14 @@ class WandbTracker(Tracker):
 
     def _init(self, mode: str) -> Any:
         identity = self._identity
-        settings = self._library.Settings(finish_timeout_raises=True, git_remote_url=git_remote())
         return self._library.init(
-            project=identity.project,
-            entity=identity.entity,
-            id=identity.id,
-            name=identity.name,
-            group=identity.group,
+            **{name: getattr(identity, name) for name in ("project", "entity", "id", "name", "group")},
             tags=list(identity.tags) or None,
             job_type=os.environ.get("WANDB_JOB_TYPE") or identity.job_type,
             dir=str(self._folder),
             resume="allow",
             mode=mode,
-            settings=settings,
+            settings=self._library.Settings(finish_timeout_raises=True, git_remote_url=git_remote()),
         )
 
     def _say(self, what: str) -> None:
@@ -177,12 +150,11 @@ class WandbTracker(Tracker):
 
     def _lines_in_files(self) -> set[Line]:
         lines = set()
-        check_records(self._folder / "wandb", "*.wandb")
+        self.check_records(self._folder / "wandb", "*.wandb")
         for folder in self._folder.glob("wandb/*run-*"):
             command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
-            options: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace"}
-            printed = subprocess.run(command, **options, timeout=INSPECT_TIMEOUT, check=False).stdout
-            for text in printed.splitlines():
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=INSPECT_TIMEOUT)
+            for text in done.stdout.splitlines():
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     item = json.loads(text)["history"]["item"]
                     lines |= {(item["step"], key.removesuffix("/loss")) for key in item if key.endswith("/loss")}
@@ -209,10 +181,11 @@ class WandbTracker(Tracker):
             return library.Image(image, caption=value.caption or None)
         if isinstance(value, Table):
             rows = [[self._convert(cell) for cell in row] for row in value.rows]
-            return library.Table(columns=list(value.columns), data=rows, allow_mixed_types=True)
-        if isinstance(value, Confusion):
+            table = library.Table(columns=list(value.columns), data=rows, allow_mixed_types=True)
+            if not isinstance(value, Confusion):
+                return table
             fields = {"Actual": "true", "Predicted": "predicted", "nPredictions": "images"}
-            return library.plot_table("wandb/confusion_matrix/v1", self._convert(value.table()), fields, {})
+            return library.plot_table("wandb/confusion_matrix/v1", table, fields, {})
         if isinstance(value, Text):
             return library.Html(f"<pre>{html.escape(value.text)}</pre>")
         if isinstance(value, Page):
@@ -242,13 +215,15 @@ class WandbTracker(Tracker):
         except TimeoutError:
             self._say("the server did not accept the rest of the run in time, it stays on disk")
         finally:
-            self._restore_environment()
+            _set_variables(self._before)
 
-    def _restore_environment(self) -> None:
-        for name, value in self._before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+
+def _set_variables(values: Mapping[str, str | None]) -> None:
+    """Of the environment; None removes one."""
+    for name, value in values.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 def place(step: int, split: str) -> int:
