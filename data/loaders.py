@@ -188,7 +188,8 @@ class DeviceLoader:
     On a CPU they stay in the memory that all processes of the machine share. Only the order and the choices of an epoch
     are copied to the device, and the host never waits for it.
 
-    Raises ValueError if the images are not in memory, or the pipeline needs the originals of fitted ones.
+    Augmentations get the images in memory, fitted or not (see utils.training.loading.choose_backend).
+    Raises ValueError if the images are not in memory.
     """
 
     def __init__(self, split: Split, pipeline: BatchPipeline, steps: Steps, device: torch.device):
@@ -196,8 +197,6 @@ class DeviceLoader:
         held = split.images.in_memory
         if held is None:
             raise ValueError("the images are not in memory")
-        if pipeline.needs_original and split.images.fitted:
-            raise ValueError("the images in memory are fitted, and an augmentation needs the originals")
         images, places = held
         self.images, self.places = torch.from_numpy(images).to(device), torch.from_numpy(places).to(device)
         self.labels = torch.from_numpy(split.labels).to(device)

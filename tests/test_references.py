@@ -108,13 +108,13 @@ def in_float64(model: nn.Module) -> Arrays:
 def test_steps_of_a_linear_model_are_those_of_the_formulas(tmp_path: Path, optimizer, changes):
     """From pixels to weights: normalisation, targets, loss, gradient, clipping, decay and momentum."""
     options = {"decay_norm_and_bias": False, "weight_decay": 0.1, "momentum": 0.9, **changes}
-    config = tiny_config(tmp_path, image_size=8, optimizer=optimizer, **options)
+    config = tiny_config(tmp_path, image_size=8, augment_backend="tensor", optimizer=optimizer, **options)
     accelerator, data = Accelerator(cpu=True), load_dataset("digits", "", 8)
     torch.manual_seed(0)
     linear = nn.Linear(3 * 8 * 8, 10)
     model = nn.Sequential(nn.Flatten(), linear)
     chosen = (config.momentum, config.nesterov, config.weight_decay, config.decay_norm_and_bias)
-    loader = create_train_loader(config, "tensor", data, accelerator)
+    loader = create_train_loader(config, data, accelerator)
     ours = create_optimizer(optimizer, model, *chosen)
     ddp_model, prepared = accelerator.prepare(model, ours)
     run = Run(

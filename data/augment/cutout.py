@@ -1,15 +1,15 @@
 """CutOut (DeVries and Taylor 2017, arXiv:1708.04552)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import albumentations as A
 import numpy as np
 import torch
 from torch import Tensor
 
-from data.augment.augmentation import Augmentation, stream
-from data.augment.canvas import Canvas
+from data.augment.augmentation import Augmentation, Canvas, stream
+from utils.config import TrainConfig
 
 
 class CutOut(Augmentation):
@@ -29,6 +29,10 @@ class CutOut(Augmentation):
         self.margin = side // 2
         self.fill = tuple(round(255 * value) for value in fill)
         self._value = torch.tensor(self.fill, dtype=torch.uint8)
+
+    @classmethod
+    def from_config(cls, config: TrainConfig, image_size: int, mean: tuple[float, float, float]) -> Self | None:
+        return cls(image_size, config.cutout, mean) if config.cutout else None
 
     def draw(self, seed: int, epoch: int, count: int) -> np.ndarray:
         """Row and column of the square's corner, counted from its lowest, which is outside of the image."""

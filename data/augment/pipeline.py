@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.augment.augmentation import Augmentation
-from data.augment.canvas import Canvas
+from data.augment.augmentation import Augmentation, Canvas
 
 # One thread per loader process: the images are small, and the cores belong to the training.
 cv2.setNumThreads(0)
@@ -47,7 +46,6 @@ class BatchPipeline:
     def __init__(self, augmentations: Sequence[Augmentation], seed: int = 0):
         self.augmentations = sorted(augmentations, key=lambda step: step.on_canvas)
         self.seed, self.margin = seed, sum(step.margin for step in augmentations)
-        self.needs_original = any(step.needs_original for step in augmentations)
         self._rows = [len(step.draw(seed, 0, 1)) for step in self.augmentations]
 
     def draw(self, epoch: int, count: int) -> Tensor:

@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.augment.augmentation import Augmentation, stream
-from data.augment.canvas import Canvas
+from data.augment.augmentation import Augmentation, Canvas, stream
 
 TRIES = 10  # boxes that are drawn; if none lies in the image, the largest central one of an allowed ratio is taken
 

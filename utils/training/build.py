@@ -55,10 +55,10 @@ def build(config: TrainConfig, accelerator: Accelerator, directory: RunDirectory
         saved_backend = saved_option(files, "augment_backend", "albumentations") if source else None
         config = accumulated(config, accumulation_steps(os.environ), len(data.train), accelerator)
         check_single_images(config, data, accelerator.num_processes)
-        backend = choose_backend(config, saved_backend, data.train, accelerator)
+        backend = choose_backend(config, saved_backend, data, accelerator)
         config = dataclasses.replace(config, augment_backend=backend)
         plan = Plan(config, len(data.train), data.image_size)
-        loader = create_train_loader(config, backend, data, accelerator)
+        loader = create_train_loader(config, data, accelerator)
         model = _initial_model(config, data, accelerator.device, new=source is None)
         optimizer = create_optimizer(
             config.optimizer,

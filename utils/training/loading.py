@@ -43,18 +43,25 @@ def sample_images(split: Split, most: int) -> torch.Tensor:
     return torch.from_numpy(evenly_spaced(split, most).images[:])
 
 
-def choose_backend(config: TrainConfig, saved: str | None, split: Split, accelerator: Accelerator) -> Backend:
+def choose_backend(config: TrainConfig, saved: str | None, data: Dataset, accelerator: Accelerator) -> Backend:
     """Resolves `augment_backend: auto`: the backend of the checkpoint, else tensor if the images fit on every rank.
 
     The two draw differently, so a resumed run stays with the one that it began with. Raises UserError if that is tensor
-    and the images are not in memory.
+    and the images are not in memory, or fitted although an augmentation needs the originals.
 
     Args:
         saved: the backend of the checkpoint that the run resumes from, if it does.
     """
     requested = config.augment_backend
     backend = saved if saved and requested == "auto" else requested
-    in_memory = split.images.in_memory
+    images, in_memory = data.train.images, data.train.images.in_memory
+    augmentations = create_augmentations(config, data.image_size, data.mean)
+    fitted = images.fitted and any(augmentation.needs_original for augmentation in augmentations)
+    if backend == "tensor" and fitted:
+        raise UserError(
+            "augment_backend: tensor augments images that were fitted to image_size, and one of the augmentations "
+            "needs the original photos; use auto or albumentations"
+        )
     if backend == "tensor" and in_memory is None:
         began_with, alternative = "", ", or use auto or albumentations"
         if requested == "auto":
@@ -66,7 +73,7 @@ def choose_backend(config: TrainConfig, saved: str | None, split: Split, acceler
     if backend != "auto":
         return cast(Backend, backend)
     fits = in_memory is not None and _device_holds(in_memory[0].nbytes, accelerator.device, config.memory_fraction)
-    everywhere = accelerator.gather(torch.tensor([fits], device=accelerator.device)).all()
+    everywhere = accelerator.gather(torch.tensor([fits and not fitted], device=accelerator.device)).all()
     return "tensor" if everywhere else "albumentations"
 
 
@@ -81,17 +88,13 @@ def worker_count(config: TrainConfig, accelerator: Accelerator) -> int:
     return default_workers(accelerator) if config.num_workers is None else config.num_workers
 
 
-def create_train_loader(
-    config: TrainConfig, backend: str, data: Dataset, accelerator: Accelerator
-) -> TrainLoader | DeviceLoader:
-    """This rank's loader: `backend` tensor augments batches on the device, albumentations images on the CPU."""
-    augmentations = create_augmentations(
-        data.image_size, config.crop_padding, config.horizontal_flip, config.cutout, data.mean, config.padding_mode
-    )
+def create_train_loader(config: TrainConfig, data: Dataset, accelerator: Accelerator) -> TrainLoader | DeviceLoader:
+    """This rank's loader: the backend tensor augments batches on the device, albumentations images on the CPU."""
+    augmentations = create_augmentations(config, data.image_size, data.mean)
     rank, world_size, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     lead = config.mixup > 0 or config.cutmix > 0
     steps = Steps(len(data.train), config.batch_size, config.seed, rank, world_size, lead)
-    if backend == "tensor":
+    if config.augment_backend == "tensor":
         return DeviceLoader(data.train, BatchPipeline(augmentations, config.seed), steps, device)
     workers = worker_count(config, accelerator)
     if device.type == "cpu":
