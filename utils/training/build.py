@@ -11,9 +11,8 @@ from torch import nn
 from data.preprocessing import to_input
 from data.sources import download
 from data.splits import Dataset
-from models import create_model, model_arguments
+from models import create_model, describe_model, model_arguments
 from models.norm import with_synchronised_batch_norm
-from models.summary import describe_model
 from utils.config import TrainConfig
 from utils.runs.directory import RunDirectory
 from utils.system.bf16 import check_bf16
