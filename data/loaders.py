@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from data.augment.pipeline import BatchPipeline, ImagePipeline
+from data.augment import BatchPipeline, ImagePipeline
 from data.splits import Split
 from utils.system.errors import EnvironmentFault, one_line
 

@@ -9,8 +9,8 @@ The two backends draw differently, so a run keeps the one that it began with:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, Literal, Self
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, Self
 
 import albumentations as A
 import numpy as np
@@ -59,6 +59,22 @@ class Augmentation(ABC):
     def prepare(self, image: np.ndarray, seed: int, epoch: int, index: int) -> np.ndarray:
         """What happens to a single image before any transform, if it depends on more than a random generator."""
         return image
+
+
+class SingleImage(A.ImageOnlyTransform):
+    """An augmentation of single images that albumentations does not have.
+
+    Args:
+        augment: (image, this transform) to the augmented image, drawn from the transform's generators `py_random` and
+            `random_generator`.
+    """
+
+    def __init__(self, augment: Callable[[np.ndarray, "SingleImage"], np.ndarray]):
+        super().__init__(p=1.0)
+        self.augment = augment
+
+    def apply(self, img: np.ndarray, **_: Any) -> np.ndarray:
+        return self.augment(img, self)
 
 
 def stream(seed: int, epoch: int, number: int) -> np.random.Generator:
