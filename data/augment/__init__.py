@@ -83,7 +83,7 @@ class BatchPipeline:
 
     def __call__(self, images: Tensor, choices: Tensor) -> Tensor:
         """Augments images by the rows of `draw` that belong to them, on the same device."""
-        canvas, columns = Canvas(images, self.margin), iter(choices.unbind(1))
-        for step, rows in zip(self.augmentations, self._rows, strict=True):
-            step.apply(canvas, *(next(columns) for _ in range(rows)))
+        canvas = Canvas(images, self.margin)
+        for step, own in zip(self.augmentations, choices.split(self._rows, 1), strict=True):
+            step.apply(canvas, *own.unbind(1))
         return canvas.images

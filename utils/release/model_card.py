@@ -41,17 +41,9 @@ class CardData:
     @property
     def description(self) -> str:
         """For an image folder only the folder's own name, since the card may become public."""
-        if self.needs_folder:
+        if self.name == "imagefolder":
             return f"Images of the folder {self.folder.name}"
         return DATASETS.get(self.name, (None, self.name))[1]
-
-    @property
-    def test(self) -> int:
-        return sum(self.test_counts)
-
-    @property
-    def needs_folder(self) -> bool:
-        return self.name == "imagefolder"
 
 
 def model_card(
