@@ -74,9 +74,7 @@ def model_arguments(config: TrainConfig, image_size: int) -> dict[str, Any]:
 def classifier(model: nn.Module) -> nn.Module:
     """The layer that maps features to logits."""
     given: Any = model
-    if not hasattr(given, "get_classifier"):
-        return given.fc
-    found = given.get_classifier()
+    found = given.get_classifier() if hasattr(given, "get_classifier") else given.fc
     return found[0] if isinstance(found, tuple) else found  # distilled transformers have two heads
 
 

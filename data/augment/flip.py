@@ -31,10 +31,8 @@ class HorizontalFlip(Augmentation):
 
     def draw(self, seed: int, epoch: int, count: int) -> np.ndarray:
         """1 for images that are mirrored, else 0."""
-        (number,) = self.streams
-        if self.alternating:
-            return (stream(seed, 0, number).integers(2, size=(1, count)) + epoch) % 2
-        return stream(seed, epoch, number).integers(2, size=(1, count))
+        coins = stream(seed, 0 if self.alternating else epoch, *self.streams).integers(2, size=(1, count))
+        return (coins + epoch) % 2 if self.alternating else coins
 
     def apply(self, canvas: Canvas, *choices: Tensor) -> None:
         (mirrored,) = choices
