@@ -1,9 +1,9 @@
-"""Stops training at random moments, lets it go on, and compares the result with a run that was never stopped.
+"""Stops training at random moments, resumes it, and compares the result with a run that was never stopped.
 
     python benchmarks/kill_test.py                        # 30 stops, half with one process and half with two
 
 Each trial starts a run through `accelerate launch`, stops it once at a moment drawn uniformly over the whole life of
-the reference run (start-up, training, evaluation, writing of checkpoints), in a way drawn from WAYS, and goes on with
+the reference run (start-up, training, evaluation, writing of checkpoints), in a way drawn from WAYS, and resumes with
 `--resume auto`. It survives if the final weights and optimizer state are bit for bit those of the reference run and
 metrics.jsonl is the same but for timings.
 """

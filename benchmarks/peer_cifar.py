@@ -9,7 +9,7 @@ What is put in place before its main.py runs, in this process alone:
 
 - torchvision's CIFAR10 holds our images and serves them as it serves its own;
 - `SimpleDLA`, the one model that main.py does not comment out, is its `ResNet18`;
-- `stty size`, which its progress bar asks for the width of the terminal, is answered where there is none;
+- `stty size`, which its progress bar asks for the width of the terminal, is answered without a terminal;
 - its training loader takes the time, its progress bar notes what it shows last, and either ends the program when enough
   is known.
 
@@ -123,7 +123,7 @@ class StepClock:
         return max(images for images, _ in self.steps)
 
     def speeds(self) -> list[float]:
-        """Images/s of the steps after the warm-up; an epoch's short last batch is left out."""
+        """Images/s of the steps after the warm-up; an epoch's short last batch is skipped."""
         return [images / seconds for images, seconds in self.steps[WARM_UP:] if images == self.batch_size]
 
     def enough(self) -> bool:

@@ -4,7 +4,7 @@
     python benchmarks/publish.py runs/speedrun-0 --as speedrun/seed-0   # one seed of several
     python benchmarks/publish.py                                        # table and plot alone
 
-A run has been analysed before (`analyze.py RUN`). Its records and small pictures are copied, its weights are not. The
+A run has been analysed before (`analyze.py RUN`). Its records and small figures are copied, its weights are not. The
 numbers come from the copied summary.json and metrics.jsonl; the table has its place in the README and, with the
 commands, in docs/results/README.md.
 """
@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 RECORDS = ("config.yaml", "metrics.jsonl", "summary.json", "environment.json")
 PICTURES = ("curves", "confusion_matrix", "misclassified", "gradcam", "calibration")
-WIDEST = 1000  # pixels of a published picture
+WIDEST = 1000  # pixels of a published figure
 BEGIN, END = "<!-- table: written by benchmarks/publish.py -->", "<!-- end of table -->"
 
 # Published elsewhere, for the original CIFAR-10 on other hardware: accuracy, and seconds of training where given.
@@ -95,16 +95,16 @@ def main() -> None:
 
 
 def copy_run(run: Path, folder: Path) -> None:
-    """Copies records as they are, and pictures with at most WIDEST pixels and 256 colours."""
+    """Copies records as they are, and figures with at most WIDEST pixels and 256 colours."""
     check_folder(run, "run")
     folder.mkdir(parents=True, exist_ok=True)
     for name in RECORDS:
         shutil.copyfile(run / name, folder / name)
     for name in PICTURES:
-        with Image.open(run / "analysis" / f"{name}.png") as picture:
-            picture = picture.convert("RGB")
-            picture.thumbnail((WIDEST, 100 * WIDEST), Image.Resampling.LANCZOS)
-            picture.quantize(256, dither=Image.Dither.NONE).save(folder / f"{name}.png", optimize=True)
+        with Image.open(run / "analysis" / f"{name}.png") as figure:
+            figure = figure.convert("RGB")
+            figure.thumbnail((WIDEST, 100 * WIDEST), Image.Resampling.LANCZOS)
+            figure.quantize(256, dither=Image.Dither.NONE).save(folder / f"{name}.png", optimize=True)
 
 
 def read_results(folder: Path) -> dict[str, list[Result]]:
@@ -161,14 +161,14 @@ def table(results: dict[str, list[Result]], folder: Path) -> str:
 def command(result: Result) -> str:
     """What was typed, as far as it bears on the result: without trackers, checkpoints, the run's folder and seed."""
     words = result.environment["command"][1:]
-    kept = []
+    changed = []
     for option, value in zip(words[1::2], words[2::2], strict=True):
         if option not in ("--trackers", "--output_dir", "--seed", "--resume", "--checkpoint_every_steps"):
-            kept += [option, value]
+            changed += [option, value]
     launch = "accelerate launch"
     if result.environment["mixed_precision"] == "bf16":
         launch += " --config_file accelerate_configs/bf16.yaml"
-    return " ".join([launch, words[0], *kept])
+    return " ".join([launch, words[0], *changed])
 
 
 def with_table(page: Path, text: str) -> str:

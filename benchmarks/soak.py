@@ -59,10 +59,10 @@ def samples(run: Path, seconds: float, every: float) -> Iterator[dict[str, Any]]
 
 def report(rows: list[dict[str, Any]]) -> list[str]:
     """Of each measure: mean of the first and the last quarter after the warm-up, range, and trend by least squares."""
-    text = [f"{len(rows)} samples in {rows[-1]['seconds'] / 60:.0f} minutes, the first {WARM_UP // 60} left out below"]
+    text = [f"{len(rows)} samples in {rows[-1]['seconds'] / 60:.0f} minutes, the first {WARM_UP // 60} skipped below"]
     for name, label in MEASURES.items():
-        kept = [(row["seconds"] / 3600, row[name]) for row in rows if row["seconds"] >= WARM_UP and name in row]
-        hours, values = np.array(kept).T
+        measured = [(row["seconds"] / 3600, row[name]) for row in rows if row["seconds"] >= WARM_UP and name in row]
+        hours, values = np.array(measured).T
         quarter = max(1, len(values) // 4)
         slope = np.polyfit(hours, values, 1)[0]
         text.append(

@@ -164,7 +164,7 @@ def load(settings: argparse.Namespace) -> Dataset:
 
 
 def contestants(settings: argparse.Namespace, folder: Path) -> dict[str, Callable[[], list[float]]]:
-    """What takes turns; each returns its rate (images/s or FLOP/s) in several windows."""
+    """What takes turns; each returns its speed (images/s or FLOP/s) in several windows."""
     found: dict[str, Callable[[], list[float]]] = {
         "matrix_product": lambda: fresh(matrix_product, settings),
         "bare": lambda: fresh(bare_loop, settings),
@@ -216,7 +216,7 @@ def fresh(function: Callable[[argparse.Namespace], Any], settings: argparse.Name
 
 
 def _context(settings: argparse.Namespace) -> Any:
-    """How processes are started; with --quick from one that has imported everything, where there is such a thing."""
+    """How processes are started; with --quick from a fork server, if the system has one."""
     if not settings.quick or "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -585,7 +585,7 @@ def peer(settings: argparse.Namespace, folder: Path) -> list[float]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """All results as text; what failed is left out."""
+    """All results as text; what failed is missing."""
     machine, settings, rates = results["machine"], results["settings"], dict(results["rates"])
     product = rates.pop("matrix_product", None)
     lines = [

@@ -110,7 +110,7 @@ class TrainConfig(Config):
         "test-time augmentation of the final evaluation; flip: mirrored too; flip_translate: also shifted by a pixel",
     )
 
-    model: str = option("resnet18", "model", "architecture; timm:NAME for a model of timm")
+    model: str = option("resnet18", "model", "architecture: resnet18, resnet34, speednet, or timm:NAME")
     norm: Literal["batch", "group"] = option("batch", "model", "normalisation layers; group has no batch statistics")
     width: int = option(  # at 8, oneDNN 3 corrupts memory (NHWC)
         64, "model", "channels of the first stage; later stages have a multiple", low=16, high=4096
