@@ -509,7 +509,8 @@ def augmentation_alone(settings: argparse.Namespace) -> dict[str, dict[str, floa
     data = load(settings)
     mean, std = torch.tensor([data.mean, data.std])
     size, steps = data.image_size, Steps(len(data.train), settings.batch_size, 0, 0, 1)
-    augmentations = create_augmentations(size, size // 8, "random", size // 2, data.mean)
+    config = TrainConfig(crop_padding=size // 8, horizontal_flip="random", cutout=size // 2)
+    augmentations = create_augmentations(config, size, data.mean)
     loaders = {
         "tensor": DeviceLoader(data.train, BatchPipeline(augmentations), steps, torch.device("cpu")),
         "albumentations": TrainLoader(data.train, ImagePipeline(augmentations), steps),

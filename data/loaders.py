@@ -7,9 +7,8 @@ loader workers and micro-batches, and a resume inside an epoch needs nothing but
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from data.augment.pipeline import BatchPipeline, ImagePipeline
+from data.augment import BatchPipeline, ImagePipeline
 from data.splits import Split
 from utils.system.errors import EnvironmentFault, one_line
 
@@ -92,10 +91,6 @@ class _Batches(TorchDataset):
         return torch.from_numpy(np.stack([self.pipeline(image, epoch, index) for image, index in keys])), labels
 
 
-def _unchanged(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return batch
-
-
 def _from_worker(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
     """As tensors in shared memory or, if that is full, as arrays, which torch sends through a pipe.
 
@@ -117,11 +112,10 @@ class _TorchLoader:
 
     def __init__(self, images: _Batches, keys: Iterable, num_workers: int, pin_memory: bool, warns: bool):
         self._warns = warns
-        collate: Callable[[Any], Any] = _from_worker if num_workers else _unchanged
         self._loader = DataLoader(
             images,
             batch_sampler=keys,
-            collate_fn=collate,
+            collate_fn=_from_worker if num_workers else lambda batch: batch,  # type: ignore[arg-type]
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
@@ -146,20 +140,6 @@ class _TorchLoader:
             yield torch.as_tensor(images), torch.as_tensor(labels)
 
 
-class _Keys:
-    """What the loader asks for in the remaining steps of an epoch: (epoch, positions)."""
-
-    def __init__(self, steps: Steps):
-        self.steps = steps
-        self.epoch, self.first_step = 0, 0
-
-    def __len__(self) -> int:
-        return self.steps.steps_per_epoch - self.first_step
-
-    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
-        return ((self.epoch, positions) for positions in self.steps.positions(self.epoch, self.first_step))
-
-
 class TrainLoader:
     """The training images of this rank, step by step, augmented one by one on the CPU.
 
@@ -170,14 +150,15 @@ class TrainLoader:
     def __init__(
         self, split: Split, pipeline: ImagePipeline, steps: Steps, num_workers: int = 0, pin_memory: bool = False
     ):
-        self.steps, self._keys = steps, _Keys(steps)
+        self.steps = steps
+        self._keys: list[tuple[int, np.ndarray]] = []  # (epoch, positions) of the remaining steps of an epoch
         self._loader = _TorchLoader(
             _Batches(split, pipeline), self._keys, num_workers, pin_memory, warns=steps.rank == 0
         )
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yields this rank's part of each step of an epoch, from first_step on."""
-        self._keys.epoch, self._keys.first_step = epoch, first_step
+        self._keys[:] = [(epoch, positions) for positions in self.steps.positions(epoch, first_step)]
         for step, (images, labels) in enumerate(self._loader, first_step):
             yield self.steps.batch(step, images, labels)
 
@@ -188,7 +169,8 @@ class DeviceLoader:
     On a CPU they stay in the memory that all processes of the machine share. Only the order and the choices of an epoch
     are copied to the device, and the host never waits for it.
 
-    Raises ValueError if the images are not in memory, or the pipeline needs the originals of fitted ones.
+    Augmentations get the images in memory, fitted or not (see utils.training.loading.choose_backend).
+    Raises ValueError if the images are not in memory.
     """
 
     def __init__(self, split: Split, pipeline: BatchPipeline, steps: Steps, device: torch.device):
@@ -196,8 +178,6 @@ class DeviceLoader:
         held = split.images.in_memory
         if held is None:
             raise ValueError("the images are not in memory")
-        if pipeline.needs_original and split.images.fitted:
-            raise ValueError("the images in memory are fitted, and an augmentation needs the originals")
         images, places = held
         self.images, self.places = torch.from_numpy(images).to(device), torch.from_numpy(places).to(device)
         self.labels = torch.from_numpy(split.labels).to(device)
@@ -235,11 +215,9 @@ class EvaluationLoader:
         self.count, self.batch_size = len(split), batch_size
         self.rounds = math.ceil(len(batches) / world_size)
         mine = [(0, np.arange(batch.start, batch.stop)) for batch in batches[rank::world_size]]
+        self._empty_rounds = self.rounds - len(mine)
         self._loader = _TorchLoader(_Batches(split), mine, num_workers, pin_memory, warns=rank == 0)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor] | None]:
-        given = 0
-        for batch in self._loader:
-            given += 1
-            yield batch
-        yield from [None] * (self.rounds - given)
+        yield from self._loader
+        yield from [None] * self._empty_rounds

@@ -1,5 +1,6 @@
 """Norm layers by name, the same for every family."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -22,8 +23,7 @@ def choose_norm(norm: str, width: int, **batch_norm: Any) -> Callable[[int], nn.
     if norm == "batch":
         return partial(nn.BatchNorm2d, **batch_norm)
     if norm == "group":
-        groups = next(groups for groups in (32, 16, 8, 4, 2, 1) if width % groups == 0)
-        return partial(nn.GroupNorm, groups)
+        return partial(nn.GroupNorm, math.gcd(width, 32))
     raise UserError(f"norm: {norm!r} is not allowed; choose from batch, group")
 
 

@@ -24,10 +24,7 @@ class BasicBlock(nn.Module):
         self.norm2 = norm_layer(channels)
         self.shortcut = nn.Sequential()
         if stride != 1 or in_channels != channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride, bias=False),
-                norm_layer(channels),
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), norm_layer(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.norm1(self.conv1(x)))
@@ -45,24 +42,20 @@ class ResNet(nn.Module):
         width: channels of the first stage; each later one has twice as many. 64 is the paper's.
     """
 
-    layer1: nn.Sequential
-    layer2: nn.Sequential
-    layer3: nn.Sequential
-    layer4: nn.Sequential
-
     def __init__(self, blocks: tuple[int, int, int, int], num_classes: int = 10, norm: str = "batch", width: int = 64):
         super().__init__()
         norm_layer = choose_norm(norm, width)
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.norm1 = norm_layer(width)
-        channels = width
+        channels, stages = width, []
         for stage, count in enumerate(blocks):
             layers = []
             for block in range(count):
                 stride = 2 if stage > 0 and block == 0 else 1
                 layers.append(BasicBlock(channels, width * 2**stage, stride, norm_layer))
                 channels = width * 2**stage
-            setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
+            stages.append(nn.Sequential(*layers))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.fc = nn.Linear(channels, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -77,13 +70,3 @@ class ResNet(nn.Module):
         x = F.relu(self.norm1(self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)
-
-
-def resnet18(num_classes: int = 10, **arguments) -> ResNet:
-    """ResNet-18: 11,173,962 parameters at 10 classes."""
-    return ResNet((2, 2, 2, 2), num_classes, **arguments)
-
-
-def resnet34(num_classes: int = 10, **arguments) -> ResNet:
-    """ResNet-34: 21,282,122 parameters at 10 classes."""
-    return ResNet((3, 4, 6, 3), num_classes, **arguments)

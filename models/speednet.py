@@ -132,8 +132,3 @@ def _norm(norm_layer: Callable[[int], nn.Module], channels: int) -> nn.Module:
     layer = norm_layer(channels)
     layer.weight.requires_grad_(False)
     return layer
-
-
-def speednet(num_classes: int = 10, **arguments) -> SpeedNet:
-    """1,972,792 parameters at 10 classes, of which 1,971,352 are trained."""
-    return SpeedNet(num_classes, **arguments)

@@ -4,15 +4,33 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from filelock import FileLock
 
+from data.augment import create_augmentations
+from data.augment.augmentation import Augmentation
 from tests.processes import run as run_processes
 from tests.processes import train_script
 from utils.config import AnalyzeConfig, TrainConfig
 
 ROOT = Path(__file__).parents[1]
+
+
+def augmentations(
+    size: int,
+    crop_padding: int = 0,
+    horizontal_flip: Literal["none", "random", "alternating"] = "none",
+    cutout: int = 0,
+    fill: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    padding_mode: Literal["zeros", "reflect"] = "zeros",
+) -> list[Augmentation]:
+    """Those that are named and no others, of images of `size` pixels a side with the mean `fill`."""
+    config = TrainConfig(
+        crop_padding=crop_padding, horizontal_flip=horizontal_flip, cutout=cutout, padding_mode=padding_mode
+    )
+    return create_augmentations(config, size, fill)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from data.augment import BatchPipeline, ImagePipeline, create_augmentations
+from data.augment import BatchPipeline, ImagePipeline
 from data.images import InMemory
 from data.loaders import Steps, TrainLoader, epoch_order
 from data.splits import Split
+from tests.conftest import augmentations
 
 SIZE = 32
 FILL = (0.4914, 0.4822, 0.4465)
@@ -26,12 +27,12 @@ def backend(request) -> str:
 
 
 def tensor(*options, seed: int = 0, **more) -> BatchPipeline:
-    return BatchPipeline(create_augmentations(*options, **more), seed)
+    return BatchPipeline(augmentations(*options, **more), seed)
 
 
 def create(backend: str, size: int = SIZE, seed: int = 0, **options) -> Augment:
     """Either backend as a function of images (n, size, size, 3), epoch and indices (n,); without: 0 to n - 1."""
-    augmentation = KINDS[backend](create_augmentations(size, **options), seed)
+    augmentation = KINDS[backend](augmentations(size, **options), seed)
 
     def augment(images: np.ndarray, epoch: int = 0, indices: np.ndarray | None = None) -> np.ndarray:
         indices = np.arange(len(images)) if indices is None else np.asarray(indices)
@@ -111,7 +112,7 @@ def test_every_seed_epoch_and_index_gives_another_result(backend):
 def test_workers_and_epochs_neither_change_nor_repeat_an_augmentation(images, num_workers):
     """albumentations alone gives 32 to 96 distinct results here."""
     split, steps = Split(InMemory(np.repeat(images[:1], 64, axis=0)), np.arange(64)), Steps(64, 8, 0, 0, 1)
-    pipeline = ImagePipeline(create_augmentations(SIZE, **EVERYTHING))
+    pipeline = ImagePipeline(augmentations(SIZE, **EVERYTHING))
     here, there = (TrainLoader(split, pipeline, steps, n) for n in (0, num_workers))
     distinct = set()
     for epoch in range(3):
@@ -146,9 +147,7 @@ def test_no_argument_name_is_unknown_to_albumentations():
         warnings.simplefilter("error")
         for flip in ("none", "random", "alternating"):
             for mode in ("zeros", "reflect"):
-                ImagePipeline(create_augmentations(SIZE, 4, flip, 16, FILL, mode))(
-                    np.zeros((SIZE, SIZE, 3), np.uint8), 0, 0
-                )
+                ImagePipeline(augmentations(SIZE, 4, flip, 16, FILL, mode))(np.zeros((SIZE, SIZE, 3), np.uint8), 0, 0)
 
 
 # -- crop -------------------------------------------------------------------------------------------------------------

@@ -25,9 +25,11 @@ OPTIONS = """--dataset arrays --model plainnet --optimizer lion --trackers csv -
 GRAYSCALE = """
 import numpy as np, torch
 from data.augment import BatchPipeline, ImagePipeline, create_augmentations
+from utils.config import TrainConfig
 
 images = np.random.default_rng(0).integers(256, size=(200, 8, 8, 3), dtype=np.uint8)
-augmentations = create_augmentations(8, grayscale=0.25)
+config = TrainConfig(crop_padding=0, horizontal_flip="none", cutout=0, grayscale=0.25)
+augmentations = create_augmentations(config, 8, (0, 0, 0))
 batch, single = BatchPipeline(augmentations), ImagePipeline(augmentations)
 for augmented in (
     batch(torch.from_numpy(images), batch.draw(0, len(images))).numpy(),

@@ -20,11 +20,11 @@ import numpy as np
 import psutil
 import pytest
 
-from data.augment import ImagePipeline, create_augmentations
+from data.augment import ImagePipeline
 from data.images import InMemory
 from data.loaders import Steps, TrainLoader
 from data.splits import Split
-from tests.conftest import ROOT
+from tests.conftest import ROOT, augmentations
 from tests.namespaces import Namespaces
 from tests.processes import CONTEXT, join, run, start, tiny_config, train_script, wait_for
 from tests.saved_runs import refusal
@@ -364,7 +364,7 @@ def load(result: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), np.uint8)
     split, pipeline = (
         Split(InMemory(images), np.arange(60)),
-        ImagePipeline(create_augmentations(32, 4, "random", 8, (0.5,) * 3)),
+        ImagePipeline(augmentations(32, 4, "random", 8, (0.5,) * 3)),
     )
     found = [
         [batch.images.numpy() for batch in TrainLoader(split, pipeline, Steps(60, 20, 0, 0, 1), workers).epoch(0)]

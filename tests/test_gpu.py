@@ -13,9 +13,10 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from data.augment import BatchPipeline, create_augmentations
+from data.augment import BatchPipeline
 from data.loaders import Batch, DeviceLoader, Steps
 from data.sources import load_split
+from tests.conftest import augmentations
 from tests.processes import tiny_config
 from train_accelerate import main, train_step
 from utils.runs.directory import RunDirectory
@@ -67,7 +68,7 @@ def losses(run: Run, steps: int, rate: float) -> list[float]:
 @pytest.mark.parametrize(("padding", "mode"), [(0, "zeros"), (4, "zeros"), (4, "reflect")])
 @pytest.mark.parametrize("cutout", [0, 7, 8])
 def test_augmentation_on_the_gpu_gives_the_bytes_of_the_cpu(flip, padding, mode, cutout):
-    augmentation = BatchPipeline(create_augmentations(32, padding, flip, cutout, (0.5, 0.4, 0.3), mode), seed=3)
+    augmentation = BatchPipeline(augmentations(32, padding, flip, cutout, (0.5, 0.4, 0.3), mode), seed=3)
     images = torch.randint(256, (64, 32, 32, 3), dtype=torch.uint8)
     choices = augmentation.draw(1, len(images))
     on_gpu = augmentation(images.to(DEVICE), choices.to(DEVICE))
@@ -76,7 +77,7 @@ def test_augmentation_on_the_gpu_gives_the_bytes_of_the_cpu(flip, padding, mode,
 
 def test_loader_on_the_gpu_gives_the_batches_of_the_cpu():
     split, _ = load_split("digits", "datasets", "train", 16)
-    augmentation = BatchPipeline(create_augmentations(16, 2, "random", 4, (0.5, 0.5, 0.5)))
+    augmentation = BatchPipeline(augmentations(16, 2, "random", 4, (0.5, 0.5, 0.5)))
     steps = Steps(len(split), 100, seed=0, rank=0, world_size=1)
     loaders = [DeviceLoader(split, augmentation, steps, torch.device(name)) for name in (DEVICE, "cpu")]
     for ours, theirs in zip(*(loader.epoch(2, first_step=3) for loader in loaders), strict=True):

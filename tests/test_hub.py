@@ -326,7 +326,7 @@ def test_a_refused_token_is_said_before_training(hub_at, capsys):
         hub_at(server.url, "hf_wrong")
         hub.check_upload("ada/digits")
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.fullmatch("warning: push_to_hub: .*(token|password).*; the upload is tried at the end all the same", line)
+    assert re.fullmatch("warning: push_to_hub: .*(token|password).*; the upload is tried at the end anyway", line)
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "with space", "a--b", "", "-a", "x" * 97])

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from data.augment import BatchPipeline, ImagePipeline, create_augmentations
+from data.augment import BatchPipeline, ImagePipeline
 from data.images import Images, InMemory, Positions
 from data.loaders import DeviceLoader, EvaluationLoader, Steps, TrainLoader
 from data.preprocessing import channel_statistics
 from data.sources import load_dataset, load_split
 from data.splits import Split
+from tests.conftest import augmentations
 from tests.test_datasets import image_folder
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2100, 8, 8, 3), dtype=np.uint8)
@@ -44,7 +45,7 @@ def test_a_new_kind_of_images_needs_a_length_and_a_way_to_take_them(split):
     assert (split.images[-2:] == PIXELS[-2:]).all()
     assert (split.images[part] == PIXELS[part]).all()
     steps = Steps(len(split), 500, 0, 0, 1)
-    pipeline = ImagePipeline(create_augmentations(8, 2, "random", 4))
+    pipeline = ImagePipeline(augmentations(8, 2, "random", 4))
     for ours, theirs in zip(*(TrainLoader(one, pipeline, steps).epoch(0) for one in (split, array)), strict=True):
         assert torch.equal(ours.images, theirs.images)
     for ours, theirs in zip(*map(EvaluationLoader, (split, array)), strict=True):

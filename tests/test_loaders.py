@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from data.augment import BatchPipeline, ImagePipeline, create_augmentations
+from data.augment import BatchPipeline, ImagePipeline
 from data.files import ImageFiles
 from data.images import InMemory
 from data.loaders import Batch, DeviceLoader, EvaluationLoader, Steps, TrainLoader, epoch_order
 from data.preprocessing import to_input
 from data.splits import Split
+from tests.conftest import augmentations
 from utils.system.errors import UserError
 
 SIZE = 8
@@ -46,10 +47,10 @@ def loader(
     **options,
 ) -> TrainLoader | DeviceLoader:
     steps = Steps(len(split), batch_size, seed, rank, world_size, lead)
-    augmentations = create_augmentations(SIZE, *augmentation)
+    chosen = augmentations(SIZE, *augmentation)
     if kind is DeviceLoader:
-        return DeviceLoader(split, BatchPipeline(augmentations, seed), steps, torch.device("cpu"))
-    return TrainLoader(split, ImagePipeline(augmentations, seed), steps, **options)
+        return DeviceLoader(split, BatchPipeline(chosen, seed), steps, torch.device("cpu"))
+    return TrainLoader(split, ImagePipeline(chosen, seed), steps, **options)
 
 
 def weighted(batch: Batch, lead: bool = False) -> list[int]:

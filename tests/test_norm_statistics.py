@@ -26,8 +26,7 @@ def statistics(model: nn.Module) -> list[np.ndarray]:
 def taken_anew(model: nn.Module, config: TrainConfig, rank: int = 0, world_size: int = 1) -> list[np.ndarray]:
     """torch's update_bn over this rank's part of the first images of the epoch after the last."""
     data = load_dataset(config.dataset, config.data_dir, config.image_size, 0.0, config.seed, 0.25)
-    options = (config.image_size, config.crop_padding, config.horizontal_flip, config.cutout, data.mean)
-    pipeline = BatchPipeline(create_augmentations(*options), config.seed)
+    pipeline = BatchPipeline(create_augmentations(config, config.image_size, data.mean), config.seed)
     steps = Steps(len(data.train), config.batch_size, config.seed, rank, world_size)
     loader = DeviceLoader(data.train, pipeline, steps, torch.device("cpu"))
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)

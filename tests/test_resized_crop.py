@@ -6,17 +6,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
-from data.augment import BatchPipeline, ImagePipeline, create_augmentations
+from data.augment import BatchPipeline, ImagePipeline
 from data.augment.resized_crop import TRIES, ResizedCrop
 from data.files import ImageFiles, decode_file
 from data.images import InMemory
 from data.loaders import DeviceLoader, Steps, TrainLoader
-from data.sources import load_split
+from data.sources import load_dataset, load_split
 from data.splits import Split
+from tests.conftest import augmentations
+from utils.config import TrainConfig
+from utils.system.errors import UserError
+from utils.training import loading
+from utils.training.loading import choose_backend
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 SIZES = [(32, 32), (375, 500), (600, 200), (100, 1000), (1000, 30), (3, 5), (1, 1)]
@@ -27,8 +33,8 @@ def boxes(height: int, width: int, count: int, **options) -> np.ndarray:
 
 
 def pipelines(size: int, **options) -> tuple[ImagePipeline, BatchPipeline]:
-    augmentations = create_augmentations(size, crop="resized", **options)
-    return ImagePipeline(augmentations), BatchPipeline(augmentations)
+    steps = [ResizedCrop(size), *augmentations(size, **options)]
+    return ImagePipeline(steps), BatchPipeline(steps)
 
 
 # -- the draw ---------------------------------------------------------------------------------------------------------
@@ -124,7 +130,7 @@ def test_a_part_that_is_shrunk_is_antialiased():
 
 def test_flip_and_cutout_follow_on_the_scaled_image():
     image = np.full((300, 200, 3), 100, np.uint8)
-    single, batch = pipelines(32, horizontal_flip="random", cutout=16, fill=(1, 1, 1), crop_padding=4)
+    single, batch = pipelines(32, horizontal_flip="random", cutout=16, fill=(1, 1, 1))
     results = [single(image, 0, index) for index in range(50)]
     squares = torch.from_numpy(np.full((50, 32, 32, 3), 100, np.uint8))
     for result in [*results, *batch(squares, batch.draw(0, 50)).numpy()]:
@@ -135,7 +141,7 @@ def test_flip_and_cutout_follow_on_the_scaled_image():
 
 def test_nothing_changes_unless_it_is_asked_for():
     for options in ({}, {"crop_padding": 4}, {"cutout": 8, "horizontal_flip": "random"}):
-        assert not any(augmentation.needs_original for augmentation in create_augmentations(32, **options))
+        assert not any(augmentation.needs_original for augmentation in augmentations(32, **options))
 
 
 # -- the loaders ------------------------------------------------------------------------------------------------------
@@ -203,9 +209,16 @@ def test_arrays_are_cut_on_the_device():
             assert (step.images.numpy() != images[step.labels]).any((1, 2, 3)).mean() > 0.5
 
 
-def test_fitted_images_are_refused_on_the_device(photos):
-    with pytest.raises(ValueError, match="an augmentation needs the originals"):
-        DeviceLoader(load(photos, 0.5), pipelines(24)[1], Steps(12, 5, 0, 0, 1), torch.device("cpu"))
+def test_fitted_images_are_augmented_one_by_one_and_refused_on_the_device(photos, monkeypatch):
+    data = load_dataset("imagefolder", photos, 24, memory_fraction=0.5)
+    accelerator = Accelerator(cpu=True)
+    assert choose_backend(TrainConfig(), None, data, accelerator) == "tensor"
+    monkeypatch.setattr(loading, "create_augmentations", lambda *_: [ResizedCrop(24)])
+    assert choose_backend(TrainConfig(), None, data, accelerator) == "albumentations"
+    with pytest.raises(UserError, match=r"tensor augments images that were fitted.*use auto or albumentations"):
+        choose_backend(TrainConfig(augment_backend="tensor"), None, data, accelerator)
+    digits = load_dataset("digits", "", 24)
+    assert choose_backend(TrainConfig(), None, digits, accelerator) == "tensor"
 
 
 def test_a_photo_is_decoded_at_its_own_size_unless_it_is_fitted(tmp_path):

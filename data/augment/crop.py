@@ -1,14 +1,15 @@
 """Random crop of the padded image (He et al. 2016, arXiv:1512.03385, section 4.2)."""
 
 from collections.abc import Sequence
+from typing import Literal, Self
 
 import albumentations as A
 import cv2
 import numpy as np
 from torch import Tensor
 
-from data.augment.augmentation import Augmentation, stream
-from data.augment.canvas import Canvas, PaddingMode
+from data.augment.augmentation import Augmentation, Canvas, stream
+from utils.config import TrainConfig
 
 
 class PaddedCrop(Augmentation):
@@ -23,9 +24,13 @@ class PaddedCrop(Augmentation):
     streams = (0, 1)
     on_canvas = True
 
-    def __init__(self, size: int, padding: int, mode: PaddingMode = "zeros"):
+    def __init__(self, size: int, padding: int, mode: Literal["zeros", "reflect"]):
         self.size, self.padding, self.mode = size, padding, mode
         self.margin = padding
+
+    @classmethod
+    def from_config(cls, config: TrainConfig, image_size: int, mean: tuple[float, float, float]) -> Self | None:
+        return cls(image_size, config.crop_padding, config.padding_mode) if config.crop_padding else None
 
     def draw(self, seed: int, epoch: int, count: int) -> np.ndarray:
         """Row and column of the crop's corner in the padded image."""

@@ -1,15 +1,15 @@
 """CutOut (DeVries and Taylor 2017, arXiv:1708.04552)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Self
 
 import albumentations as A
 import numpy as np
 import torch
 from torch import Tensor
 
-from data.augment.augmentation import Augmentation, stream
-from data.augment.canvas import Canvas
+from data.augment.augmentation import Augmentation, Canvas, SingleImage, stream
+from utils.config import TrainConfig
 
 
 class CutOut(Augmentation):
@@ -30,6 +30,10 @@ class CutOut(Augmentation):
         self.fill = tuple(round(255 * value) for value in fill)
         self._value = torch.tensor(self.fill, dtype=torch.uint8)
 
+    @classmethod
+    def from_config(cls, config: TrainConfig, image_size: int, mean: tuple[float, float, float]) -> Self | None:
+        return cls(image_size, config.cutout, mean) if config.cutout else None
+
     def draw(self, seed: int, epoch: int, count: int) -> np.ndarray:
         """Row and column of the square's corner, counted from its lowest, which is outside of the image."""
         return np.stack([stream(seed, epoch, number).integers(self.size, size=count) for number in self.streams])
@@ -39,29 +43,16 @@ class CutOut(Augmentation):
         canvas.fill(self.side, row, column, self._value.to(row.device, non_blocking=True))
 
     def transforms(self) -> Sequence[A.BasicTransform]:
-        return (_CutOut(self.side, self.fill),)
+        return (SingleImage(self._erase),)
 
+    def _erase(self, image: np.ndarray, transform: SingleImage) -> np.ndarray:
+        """A copy with the square erased.
 
-class _CutOut(A.ImageOnlyTransform):
-    """As CutOut, of one image.
-
-    albumentations' CoarseDropout keeps its hole inside the image: it would always erase the whole square, and the
-    centre of the image three times as often as the paper.
-
-    Args:
-        fill: value per channel, on a scale of 0 to 255.
-    """
-
-    def __init__(self, side: int, fill: tuple[int, ...]):
-        super().__init__(p=1.0)
-        self.side, self.fill = side, fill
-
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        height, width = params["shape"][:2]
-        return {"row": self.py_random.randrange(height), "column": self.py_random.randrange(width)}
-
-    def apply(self, img: np.ndarray, row: int, column: int, **_: Any) -> np.ndarray:
+        albumentations' CoarseDropout keeps its hole inside the image: it would always erase the whole square, and the
+        centre of the image three times as often as the paper.
+        """
+        row, column = (transform.py_random.randrange(side) for side in image.shape[:2])
         top, left = row - self.side // 2, column - self.side // 2
-        image = img.copy()
+        image = image.copy()
         image[max(top, 0) : top + self.side, max(left, 0) : left + self.side] = self.fill
         return image

@@ -1,15 +1,15 @@
 """Horizontal flip."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import albumentations as A
 import numpy as np
 import torch
 from torch import Tensor
 
-from data.augment.augmentation import Augmentation, stream
-from data.augment.canvas import Canvas
+from data.augment.augmentation import Augmentation, Canvas, stream
+from utils.config import TrainConfig
 
 
 class HorizontalFlip(Augmentation):
@@ -25,12 +25,14 @@ class HorizontalFlip(Augmentation):
     def __init__(self, mode: Literal["random", "alternating"]):
         self.alternating = mode == "alternating"
 
+    @classmethod
+    def from_config(cls, config: TrainConfig, image_size: int, mean: tuple[float, float, float]) -> Self | None:
+        return None if config.horizontal_flip == "none" else cls(config.horizontal_flip)
+
     def draw(self, seed: int, epoch: int, count: int) -> np.ndarray:
         """1 for images that are mirrored, else 0."""
-        (number,) = self.streams
-        if self.alternating:
-            return (stream(seed, 0, number).integers(2, size=(1, count)) + epoch) % 2
-        return stream(seed, epoch, number).integers(2, size=(1, count))
+        coins = stream(seed, 0 if self.alternating else epoch, *self.streams).integers(2, size=(1, count))
+        return (coins + epoch) % 2 if self.alternating else coins
 
     def apply(self, canvas: Canvas, *choices: Tensor) -> None:
         (mirrored,) = choices

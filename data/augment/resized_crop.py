@@ -1,7 +1,6 @@
 """RandomResizedCrop (Szegedy et al. 2014, arXiv:1409.4842, section 6), with torchvision's rules."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import albumentations as A
 import numpy as np
@@ -9,8 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.augment.augmentation import Augmentation, stream
-from data.augment.canvas import Canvas
+from data.augment.augmentation import Augmentation, Canvas, SingleImage, stream
 
 TRIES = 10  # boxes that are drawn; if none lies in the image, the largest central one of an allowed ratio is taken
 
@@ -65,7 +63,14 @@ class ResizedCrop(Augmentation):
         canvas.images = scaled.round().clamp(0, 255).to(torch.uint8)
 
     def transforms(self) -> Sequence[A.BasicTransform]:
-        return (_ResizedCrop(self),)
+        return (SingleImage(self._cut),)
+
+    def _cut(self, image: np.ndarray, transform: SingleImage) -> np.ndarray:
+        """As `apply`, of one image of any size, by Pillow."""
+        boxes = self.draw_boxes(transform.random_generator, image.shape[0], image.shape[1], 1)
+        top, left, height, width = boxes[:, 0].tolist()
+        part = Image.fromarray(image[top : top + height, left : left + width])
+        return np.array(part.resize((self.size, self.size), Image.Resampling.BILINEAR))
 
 
 def _weights(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
@@ -79,21 +84,3 @@ def _weights(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
     distance = (position - centre).abs() / (length / size).clamp(min=1)
     weights = (1 - distance).clamp(min=0) * ((position > start) & (position < start + length))
     return weights / weights.sum(2, keepdim=True)
-
-
-class _ResizedCrop(A.ImageOnlyTransform):
-    """As ResizedCrop, of one image of any size."""
-
-    def __init__(self, augmentation: ResizedCrop):
-        super().__init__(p=1.0)
-        self.augmentation = augmentation
-
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        height, width = params["shape"][:2]
-        return {"box": self.augmentation.draw_boxes(self.random_generator, height, width, 1)[:, 0].tolist()}
-
-    def apply(self, img: np.ndarray, box: list[int], **_: Any) -> np.ndarray:
-        top, left, height, width = box
-        part = Image.fromarray(img[top : top + height, left : left + width])
-        size = self.augmentation.size
-        return np.array(part.resize((size, size), Image.Resampling.BILINEAR))

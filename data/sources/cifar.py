@@ -15,15 +15,14 @@ from data.sources import Request, Source
 from data.splits import Split
 from utils.system.errors import EnvironmentFault, UserError
 
-ARCHIVES = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
 
 
 def cifar_class(name: str):
     """torchvision's class of a data set."""
-    from torchvision.datasets import CIFAR10, CIFAR100
+    from torchvision import datasets
 
-    return {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
+    return getattr(datasets, name.upper())
 
 
 def download_cifar(name: str, data_dir: Path) -> None:
@@ -40,7 +39,7 @@ def download_cifar(name: str, data_dir: Path) -> None:
         kind(str(data_dir), download=True)
     except (URLError, HTTPException, OSError, RuntimeError) as error:
         raise EnvironmentFault(
-            f"{name} could not be downloaded ({type(error).__name__}: {error}); put {ARCHIVES[name]} into "
+            f"{name} could not be downloaded ({type(error).__name__}: {error}); put {kind.filename} into "
             f"{data_dir.resolve()}, or train without it: --dataset digits"
         ) from error
     finally:
@@ -59,7 +58,7 @@ def load_cifar(request: Request) -> tuple[Split, tuple[str, ...]]:
             return kind(str(data_dir), train=split == "train")
         except (RuntimeError, OSError) as error:
             raise UserError(
-                f"data_dir: {data_dir.resolve()} does not hold {name} (put {ARCHIVES[name]} there)"
+                f"data_dir: {data_dir.resolve()} does not hold {name} (put {kind.filename} there)"
             ) from error
 
     files = [file for file, _ in kind.train_list + kind.test_list] + [kind.meta["filename"]]

@@ -1,7 +1,5 @@
 """scikit-learn's handwritten digits, which come with the library."""
 
-import math
-
 import numpy as np
 from PIL import Image
 
@@ -20,7 +18,7 @@ def load_digits(request: Request) -> tuple[Split, tuple[str, ...]]:
     bunch, size = datasets.load_digits(), request.image_size
     train, test = stratified_split(bunch.target, 0.2, seed=0)
     indices = train if request.split == "train" else test
-    check_memory(math.prod((len(indices), size, size, 3)), f"image_size: {size}")
+    check_memory(len(indices) * size * size * 3, f"image_size: {size}")
     small = (bunch.images[indices] * (255 / 16)).round().astype(np.uint8)
     images = np.stack([fit(to_rgb(Image.fromarray(image)), size) for image in small])
     labels = bunch.target[indices].astype(np.int64)

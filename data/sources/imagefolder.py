@@ -3,6 +3,7 @@
 import math
 import os
 import unicodedata
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -35,19 +36,16 @@ def load_folder(request: Request) -> tuple[Split, tuple[str, ...]]:
             same = any(unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other) for other in there)
             hint = "; its name is there, in another Unicode normal form (NFC, NFD)" if same else ""
             raise UserError(f"data_dir: class {name!r} has no folder in {where}{hint}")
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = _image_files(folders[split] / name)
-        paths += found
-        labels += [label] * len(found)
+    paths_of = [_image_files(folders[split] / name) for name in classes]
+    paths = list(chain.from_iterable(paths_of))
+    labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(found) for found in paths_of])
     files = ImageFiles(paths, size)
     images: Images = files
     shape = (len(files), size, size, 3)
     if math.prod(shape) <= request.memory_fraction * free_memory() / local_world_size():
         array = decode_once(root, f"{split}-{size}", paths, shape, np.uint8, lambda: files.decode(range(len(files))))
         images = InMemory(array, files)
-    return Split(images, np.asarray(labels, dtype=np.int64), paths), tuple(classes)
+    return Split(images, labels, paths), tuple(classes)
 
 
 def _image_files(folder: Path) -> list[str]:

@@ -54,14 +54,8 @@ def predict(
         buffer.copy_(broadcast(buffer, 0))  # batch-norm statistics are rank 0's, as in its checkpoint
     rounds = []
     try:
-        bar = tqdm(
-            loader,
-            progress,
-            loader.rounds,
-            leave=False,
-            disable=None if progress and accelerator.is_main_process else True,
-        )
-        for batch in bar:
+        hidden = None if progress and accelerator.is_main_process else True  # None: unless it is a terminal
+        for batch in tqdm(loader, progress, loader.rounds, leave=False, disable=hidden):
             between_batches()
             if batch is not None:
                 logits = tta_logits(model, prepare(batch[0]), tta).float()

@@ -41,17 +41,9 @@ class CardData:
     @property
     def description(self) -> str:
         """For an image folder only the folder's own name, since the card may become public."""
-        if self.needs_folder:
+        if self.name == "imagefolder":
             return f"Images of the folder {self.folder.name}"
         return DATASETS.get(self.name, (None, self.name))[1]
-
-    @property
-    def test(self) -> int:
-        return sum(self.test_counts)
-
-    @property
-    def needs_folder(self) -> bool:
-        return self.name == "imagefolder"
 
 
 def model_card(
@@ -84,7 +76,6 @@ def model_card(
         "dataset_split": "test",
     }
     correct = round(summary["test_accuracy"] * summary["test_count"])
-    low, high = accuracy_interval(correct, summary["test_count"])
     card_data = ModelCardData(
         model_name=name,
         library_name="pytorch",
@@ -97,28 +88,22 @@ def model_card(
             EvalResult(**result, metric_type="loss", metric_value=summary["test_loss"], metric_name="cross-entropy"),
         ],
     )
-    names = [as_text(class_name) for class_name in config.class_names]
     card = ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATE),
-        title=as_text(name),
+        name=name,
         location=location,
-        architecture=as_text(config.architecture),
-        classes=list(zip(names, data.test_counts, summary["per_class_accuracy"].values(), strict=True)),
-        size=config.image_size,
-        input_size=config.input_size,
-        tta=config.tta,
+        config=config,
+        classes=list(zip(config.class_names, data.test_counts, summary["per_class_accuracy"].values(), strict=True)),
         data=data,
-        description=as_text(data.description),
         summary=summary,
         correct=correct,
-        low=low,
-        high=high,
+        interval=accuracy_interval(correct, summary["test_count"]),
         recipe=to_yaml(dict(recipe)),
         environment=environment,
-        versions=", ".join(f"{package} {number}" for package, number in environment.get("versions", {}).items()),
         exported=exported,
         picture=picture,
-        percent=lambda share: f"{share:.2%}",
+        text=as_text,
+        percent="{:.2%}".format,
     )
     return f"{card}\n"

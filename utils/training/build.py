@@ -12,9 +12,8 @@ from torch import nn
 from data.preprocessing import to_input
 from data.sources import download
 from data.splits import Dataset
-from models import create_model, model_arguments
+from models import create_model, describe_model, model_arguments
 from models.norm import with_synchronised_batch_norm
-from models.summary import describe_model
 from utils.config import TrainConfig
 from utils.runs.directory import RunDirectory
 from utils.system.bf16 import check_bf16
@@ -55,7 +54,7 @@ def build(config: TrainConfig, accelerator: Accelerator, directory: RunDirectory
     with raise_on_all_ranks(accelerator):
         config = accumulated(config, accumulation_steps(os.environ), len(data.train), accelerator)
         check_single_images(config, data, accelerator.num_processes)
-        backend = choose_backend(config, saved_backend, data.train, accelerator)
+        backend = choose_backend(config, saved_backend, data, accelerator)
         config = dataclasses.replace(config, augment_backend=backend)
         plan = Plan(config, len(data.train), data.image_size)
         loader = create_train_loader(config, data, accelerator)

@@ -56,18 +56,25 @@ def sample_images(split: Split, most: int) -> torch.Tensor:
     return torch.from_numpy(evenly_spaced(split, most).images[:])
 
 
-def choose_backend(config: TrainConfig, saved: Backend | None, split: Split, accelerator: Accelerator) -> Backend:
+def choose_backend(config: TrainConfig, saved: Backend | None, data: Dataset, accelerator: Accelerator) -> Backend:
     """Resolves `augment_backend: auto`: the backend of the checkpoint, else tensor if the images fit on every rank.
 
     The two draw differently, so a resumed run stays with the one that it began with. Raises UserError if that is tensor
-    and the images are not in memory.
+    and the images are not in memory, or fitted although an augmentation needs the originals.
 
     Args:
         saved: the backend of the checkpoint that the run resumes from, if it does.
     """
     requested = config.augment_backend
     backend = saved if saved and requested == "auto" else requested
-    in_memory = split.images.in_memory
+    images, in_memory = data.train.images, data.train.images.in_memory
+    augmentations = create_augmentations(config, data.image_size, data.mean)
+    fitted = images.fitted and any(augmentation.needs_original for augmentation in augmentations)
+    if backend == "tensor" and fitted:
+        raise UserError(
+            "augment_backend: tensor augments images that were fitted to image_size, and one of the augmentations "
+            "needs the original photos; use auto or albumentations"
+        )
     if backend == "tensor" and in_memory is None:
         began_with, alternative = "", ", or use auto or albumentations"
         if requested == "auto":
@@ -79,7 +86,7 @@ def choose_backend(config: TrainConfig, saved: Backend | None, split: Split, acc
     if backend != "auto":
         return backend
     fits = in_memory is not None and _device_holds(in_memory[0].nbytes, accelerator.device, config.memory_fraction)
-    everywhere = accelerator.gather(torch.tensor([fits], device=accelerator.device)).all()
+    everywhere = accelerator.gather(torch.tensor([fits and not fitted], device=accelerator.device)).all()
     return "tensor" if everywhere else "albumentations"
 
 
@@ -96,9 +103,7 @@ def worker_count(config: TrainConfig, accelerator: Accelerator) -> int:
 
 def create_train_loader(config: TrainConfig, data: Dataset, accelerator: Accelerator) -> TrainLoader | DeviceLoader:
     """This rank's loader: `augment_backend` tensor augments batches on the device, albumentations images on the CPU."""
-    augmentations = create_augmentations(
-        data.image_size, config.crop_padding, config.horizontal_flip, config.cutout, data.mean, config.padding_mode
-    )
+    augmentations = create_augmentations(config, data.image_size, data.mean)
     rank, world_size, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     lead = config.mixup > 0 or config.cutmix > 0
     steps = Steps(len(data.train), config.batch_size, config.seed, rank, world_size, lead)

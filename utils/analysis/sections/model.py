@@ -1,6 +1,6 @@
 """The layers of the model, their shapes and parameters."""
 
-from models.summary import describe_model
+from models import describe_model
 from utils.analysis.predictions import Predictions
 from utils.analysis.section import Analysis, Section
 
