@@ -6,8 +6,9 @@ import shlex
 from pathlib import Path
 
 from benchmarks.publish import RESULTS, pages, read_results
+from tests import option_tables
 from tests.conftest import ROOT
-from utils.config import AnalyzeConfig, TrainConfig, table
+from utils.config import AnalyzeConfig, TrainConfig
 from utils.config.parser import read_config
 
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
@@ -31,9 +32,9 @@ def test_readme_names_every_option_and_no_other_in_the_groups_of_help():
 
 
 def test_the_tables_of_options_are_what_the_declarations_say():
-    """python -m utils.config.table writes them anew."""
-    assert table.README.read_text() == table.readme(table.README.read_text())
-    assert table.GUIDE.read_text() == table.guide()
+    """python -m tests.option_tables writes them anew."""
+    assert option_tables.README.read_text() == option_tables.readme(option_tables.README.read_text())
+    assert option_tables.GUIDE.read_text() == option_tables.guide()
 
 
 def headings(page: Path) -> set[str]:

@@ -1,14 +1,13 @@
-"""Writes README.md's table of options and docs/guide/options.md from the declarations: python -m utils.config.table."""
+"""Writes the tables of options in README.md and docs/guide/options.md: python -m tests.option_tables."""
 
 from dataclasses import Field
-from pathlib import Path
 
+from tests.conftest import ROOT
 from utils.config import AnalyzeConfig, TrainConfig
 from utils.config.options import Config, allowed_text, choices, members, options_of, shown_default
 
-ROOT = Path(__file__).parents[2]
 README, GUIDE = ROOT / "README.md", ROOT / "docs" / "guide" / "options.md"
-BEGIN, END = "<!-- written by python -m utils.config.table -->\n", "<!-- end of what it writes -->\n"
+BEGIN, END = "<!-- written by python -m tests.option_tables -->\n", "<!-- end of what it writes -->\n"
 
 
 def readme(text: str) -> str:
@@ -24,7 +23,12 @@ def readme(text: str) -> str:
 
 def guide() -> str:
     """docs/guide/options.md: a table per group, of what each option does and accepts, and its default."""
-    lines = ["# Options", "", "Written by `python -m utils.config.table`. An empty default is unset: null in YAML.", ""]
+    lines = [
+        "# Options",
+        "",
+        "Written by `python -m tests.option_tables`. An empty default: unset, null in YAML.",
+        "",
+    ]
     for kind in (TrainConfig, AnalyzeConfig):
         lines += [f"## {kind.script}", ""]
         for group, options in grouped(kind).items():
