@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from data.loaders import EvaluationLoader
 from data.preprocessing import to_input
@@ -29,13 +30,9 @@ def evaluate(run: Run, split: Split, between_batches: Callable[[], None], tta: s
         num_workers=worker_count(run.config, accelerator) if decodes else 0,
         pin_memory=decodes and accelerator.device.type == "cuda",
     )
-    logits = predict(
-        accelerator,
-        run.eval_model,
-        loader,
-        lambda images: to_input(images, run.mean, run.std, run.config.channels_last, resolution),
-        tta,
-        progress="evaluating",
-        between_batches=between_batches,
-    )
+
+    def prepare(images: Tensor) -> Tensor:
+        return to_input(images, run.mean, run.std, run.config.channels_last, resolution)
+
+    logits = predict(accelerator, run.eval_model, loader, prepare, tta, "evaluating", between_batches)
     return score(logits, torch.from_numpy(split.labels))
