@@ -339,5 +339,5 @@ def test_without_a_token_training_does_not_start(tmp_path):
     options = [*TINY.split(), "--output_dir", str(tmp_path / "run"), "--push_to_hub", "ada/digits"]
     done = python("train_accelerate.py", *options, HF_HOME=str(tmp_path / "hf"))
     assert done.returncode == 2
-    assert re.fullmatch(r"error: push_to_hub: there is no token .*hf auth login.*HF_TOKEN\n", done.stderr)
+    assert re.fullmatch(r"error: push_to_hub: no token .*hf auth login.*HF_TOKEN\n", done.stderr)
     assert not (tmp_path / "run").exists()
