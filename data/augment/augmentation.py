@@ -10,7 +10,7 @@ The two backends draw differently, so a run keeps the one that it began with:
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import albumentations as A
 import numpy as np
@@ -36,7 +36,9 @@ class Augmentation(ABC):
     margin: int = 0
 
     @classmethod
-    def from_config(cls, config: TrainConfig, image_size: int, mean: tuple[float, float, float]) -> Self | None:
+    def from_config(
+        cls, config: TrainConfig, image_size: int, mean: tuple[float, float, float]
+    ) -> "Augmentation | None":
         """As the options ask for it, for images of `image_size` pixels a side; None if it is off, as it is by default.
 
         Args:

@@ -1,7 +1,7 @@
 """Random crop of the padded image (He et al. 2016, arXiv:1512.03385, section 4.2)."""
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Literal
 
 import albumentations as A
 import cv2
@@ -29,7 +29,7 @@ class PaddedCrop(Augmentation):
         self.margin = padding
 
     @classmethod
-    def from_config(cls, config: TrainConfig, image_size: int, mean: tuple[float, float, float]) -> Self | None:
+    def from_config(cls, config: TrainConfig, image_size: int, mean: tuple[float, float, float]) -> Augmentation | None:
         return cls(image_size, config.crop_padding, config.padding_mode) if config.crop_padding else None
 
     def draw(self, seed: int, epoch: int, count: int) -> np.ndarray:

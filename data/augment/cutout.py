@@ -1,7 +1,6 @@
 """CutOut (DeVries and Taylor 2017, arXiv:1708.04552)."""
 
 from collections.abc import Sequence
-from typing import Self
 
 import albumentations as A
 import numpy as np
@@ -31,7 +30,7 @@ class CutOut(Augmentation):
         self._value = torch.tensor(self.fill, dtype=torch.uint8)
 
     @classmethod
-    def from_config(cls, config: TrainConfig, image_size: int, mean: tuple[float, float, float]) -> Self | None:
+    def from_config(cls, config: TrainConfig, image_size: int, mean: tuple[float, float, float]) -> Augmentation | None:
         return cls(image_size, config.cutout, mean) if config.cutout else None
 
     def draw(self, seed: int, epoch: int, count: int) -> np.ndarray:

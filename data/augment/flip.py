@@ -1,7 +1,7 @@
 """Horizontal flip."""
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Literal
 
 import albumentations as A
 import numpy as np
@@ -26,7 +26,7 @@ class HorizontalFlip(Augmentation):
         self.alternating = mode == "alternating"
 
     @classmethod
-    def from_config(cls, config: TrainConfig, image_size: int, mean: tuple[float, float, float]) -> Self | None:
+    def from_config(cls, config: TrainConfig, image_size: int, mean: tuple[float, float, float]) -> Augmentation | None:
         return None if config.horizontal_flip == "none" else cls(config.horizontal_flip)
 
     def draw(self, seed: int, epoch: int, count: int) -> np.ndarray:
