@@ -16,6 +16,7 @@ from tests.optimizers import create_optimizer
 from tests.processes import tiny_config
 from train_accelerate import _derived_seed, train_step
 from utils.analysis.sections.calibration import fit_temperature, negative_log_likelihood
+from utils.training import optimizers
 from utils.training.loading import create_train_loader
 from utils.training.lr_finder import range_test
 from utils.training.meters import Meters
@@ -114,10 +115,8 @@ def test_steps_of_a_linear_model_are_those_of_the_formulas(tmp_path: Path, optim
     torch.manual_seed(0)
     linear = nn.Linear(3 * 8 * 8, 10)
     model = nn.Sequential(nn.Flatten(), linear)
-    chosen = (config.momentum, config.nesterov, config.weight_decay, config.decay_norm_and_bias)
     loader = create_train_loader(config, data, accelerator)
-    ours = create_optimizer(optimizer, model, *chosen)
-    ddp_model, prepared = accelerator.prepare(model, ours)
+    ddp_model, prepared = accelerator.prepare(model, optimizers.create_optimizer(config, model))
     run = Run(
         config=config,
         accelerator=accelerator,
