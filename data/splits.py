@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 
 from data.images import Images
+from data.paths import shared
+from data.preprocessing import Geometry
+from utils.config.resolution import plain_size
 from utils.system.errors import UserError
 from utils.system.files import digest
 
@@ -25,7 +28,7 @@ class Split:
 
     def subset(self, indices: np.ndarray) -> "Split":
         """The images at these positions, with labels and paths; no image is copied."""
-        paths = [self.paths[index] for index in indices] if self.paths else ()
+        paths = shared(self.paths).subset(indices) if self.paths else ()
         return Split(self.images.subset(indices), self.labels[indices], paths)
 
     def digest(self) -> str:
@@ -42,13 +45,14 @@ class Dataset:
     validation: Split | None
     test: Split
     class_names: tuple[str, ...]
-    image_size: int
+    geometry: Geometry
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
     def describe(self) -> dict[str, Any]:
         """Name, number of classes, size, and of each split the number of images and their digest."""
-        described: dict[str, Any] = {"name": self.name, "classes": len(self.class_names), "image_size": self.image_size}
+        size = plain_size(self.geometry.size)
+        described: dict[str, Any] = {"name": self.name, "classes": len(self.class_names), "image_size": size}
         for name in ("train", "validation", "test"):
             if (split := getattr(self, name)) is not None:
                 described[name] = {"images": len(split), "sha256": split.digest()}

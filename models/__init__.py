@@ -20,7 +20,7 @@ from models.resnet import ResNet
 from models.speednet import SpeedNet
 from models.timm_models import PREFIX, create_timm_model, timm_arguments
 from utils.config import TrainConfig
-from utils.config.resolution import parse_resolution
+from utils.config.resolution import Size, parse_resolution
 from utils.system.errors import UserError, one_line, suggestion
 from utils.system.reading import shown
 
@@ -54,8 +54,8 @@ def create_model(name: str, num_classes: int, **arguments: Any) -> nn.Module:
         raise UserError(f"model: {name} does not accept {shown(arguments)} ({one_line(error)})") from error
 
 
-def model_arguments(config: TrainConfig, image_size: int) -> dict[str, Any]:
-    """The arguments of create_model, besides the classes, for images of that side in pixels.
+def model_arguments(config: TrainConfig, image_size: Size) -> dict[str, Any]:
+    """The arguments of create_model, besides the classes, for images of that size.
 
     Raises UserError for options that the model does not take.
     """
@@ -78,10 +78,9 @@ def classifier(model: nn.Module) -> nn.Module:
     return found[0] if isinstance(found, tuple) else found  # distilled transformers have two heads
 
 
-def describe_model(model: nn.Module, image_size: int) -> str:
+def describe_model(model: nn.Module, image_size: Size) -> str:
     """A table of sizes in and out, parameters and multiplications per layer, for one image."""
     import torchinfo
 
     columns = ("input_size", "output_size", "num_params", "mult_adds")
-    size = (1, 3, image_size, image_size)
-    return str(torchinfo.summary(copy.deepcopy(model), size, col_names=columns, depth=4, verbose=0))
+    return str(torchinfo.summary(copy.deepcopy(model), (1, 3, *image_size), col_names=columns, depth=4, verbose=0))

@@ -16,15 +16,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from data.preprocessing import FITS, INTERPOLATIONS, Geometry, mean_colour
 from models import create_model
-from utils.config.train import LARGEST_IMAGE
+from utils.config.resolution import LARGEST, Size
 from utils.evaluation.tta import TTA
 from utils.system.errors import UserError, one_line
 from utils.system.files import replace_file, to_json
 from utils.system.memory import check_memory, forward_memory
 from utils.system.reading import MOST_BYTES, MOST_SHOWN, check_size, is_number, is_text, parse_json, read_file, shown
 
-FORMAT_VERSION = 2  # of an exported model and of a checkpoint
+FORMAT_VERSION = 3  # of an exported model and of a checkpoint
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # Errors of an invalid safetensors file; the last three come from torch, for shapes and dtypes.
 UNREADABLE = (SafetensorError, ValueError, LookupError, TypeError, RuntimeError, OverflowError)
@@ -35,26 +36,36 @@ class ModelConfig:
     """model/config.json: everything that is needed to predict, besides the weights.
 
     Attributes:
-        image_size: side of the data set's images in pixels.
+        image_size: what images are fitted to, in pixels of a side, or height and width.
         mean, std: per channel, on a scale of 0 to 1.
-        resolution: side in pixels to which they are scaled for the model; unset: image_size.
+        resolution: size to which fitted images are scaled for the model, as image_size; unset: image_size.
         tta: test-time augmentation that the model is reported with.
+        fit, crop_pct, interpolation: how images are fitted (data.preprocessing.Geometry); pad adds the mean colour.
     """
 
     architecture: str
     arguments: dict[str, Any]
     class_names: tuple[str, ...]
-    image_size: int
+    image_size: int | list[int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    resolution: int | None = None
+    resolution: int | list[int] | None = None
     tta: str = "none"
+    fit: str = "crop"
+    crop_pct: float = 1.0
+    interpolation: str = "bilinear"
     format_version: int = FORMAT_VERSION
 
     @property
-    def input_size(self) -> int:
-        """Side of the model's input in pixels."""
-        return self.resolution or self.image_size
+    def geometry(self) -> Geometry:
+        """How an image of any size is fitted."""
+        fill = mean_colour(self.mean) if self.fit == "pad" else (0, 0, 0)
+        return Geometry(_size(self.image_size), self.fit, self.crop_pct, self.interpolation, fill)
+
+    @property
+    def input_size(self) -> Size:
+        """Height and width of the model's input in pixels."""
+        return _size(self.resolution or self.image_size)
 
     def create_model(self) -> nn.Module:
         return create_model(self.architecture, len(self.class_names), **self.arguments)
@@ -67,6 +78,11 @@ class ModelConfig:
 
     def to_bytes(self) -> bytes:
         return to_json(dataclasses.asdict(self))
+
+
+def _size(value: int | list[int]) -> Size:
+    height, width = (value, value) if isinstance(value, int) else value
+    return height, width
 
 
 def export_model(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
@@ -163,15 +179,24 @@ def _misfit(config: ModelConfig) -> str | None:
     if len(set(config.class_names)) < len(config.class_names):
         return "class_names must all be different"
     for name in ("image_size", "resolution"):
-        side = getattr(config, name)
-        if not (type(side) is int and 1 <= side <= LARGEST_IMAGE) and (name, side) != ("resolution", None):
-            return f"{name} is {shown(side)}, it must be a number of pixels up to {LARGEST_IMAGE}"
+        size = getattr(config, name)
+        if not _is_size(size) and (name, size) != ("resolution", None):
+            return f"{name} is {shown(size)}, it must be a number of pixels up to {LARGEST}, or height and width"
+    if config.fit not in FITS or config.interpolation not in tuple(INTERPOLATIONS):  # a list has no hash
+        return f"fit must be one of {', '.join(FITS)}, and interpolation one of {', '.join(INTERPOLATIONS)}"
+    if not is_number(config.crop_pct, 0.1, 1):
+        return "crop_pct must be a number from 0.1 to 1"
     if config.tta not in TTA:
         return f"tta must be one of {', '.join(TTA)}"
     for values in (config.mean, config.std):
-        if len(values) != 3 or not all(is_number(value) for value in values):
-            return "mean and std must be three numbers each"
+        if len(values) != 3 or not all(is_number(value, 0, 1) for value in values):
+            return "mean and std must be three numbers from 0 to 1 each"
     return None if min(config.std) > 0 else "std must be greater than 0"
+
+
+def _is_size(value: Any) -> bool:
+    sides = value if isinstance(value, list) and len(value) == 2 else [value]
+    return all(type(side) is int and 1 <= side <= LARGEST for side in sides)
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:

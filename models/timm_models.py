@@ -6,13 +6,16 @@ downsample less, else dilated stages. These arguments are saved with the model, 
 
 import functools
 import inspect
+import math
 import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import nn
 
+from utils.config.resolution import Size, plain_size, shown_size
 from utils.system.errors import UserError, did_you_mean, one_line
 
 PREFIX = "timm:"
@@ -23,13 +26,13 @@ ARGUMENTS = {"img_size", "patch_size", "output_stride"}  # all that a saved mode
 FAILURES = (TypeError, ValueError, AssertionError, RuntimeError, LookupError, ArithmeticError, AttributeError)
 
 
-def create_timm_model(name: str, num_classes: int, **arguments: int) -> nn.Module:
+def create_timm_model(name: str, num_classes: int, **arguments: Any) -> nn.Module:
     """timm's own model, so that its weights have timm's names. `arguments` are those of timm_arguments.
 
     Raises UserError if timm is not installed, does not know the name, or cannot build the model with these arguments.
     """
     architecture = _known(name)
-    if not arguments.keys() <= ARGUMENTS or not all(type(value) is int and value > 0 for value in arguments.values()):
+    if not arguments.keys() <= ARGUMENTS or not all(_is_argument(*argument) for argument in arguments.items()):
         raise UserError(
             f"model: {name} does not accept {arguments}; it takes whole numbers as {', '.join(sorted(ARGUMENTS))}"
         )
@@ -41,9 +44,15 @@ def create_timm_model(name: str, num_classes: int, **arguments: int) -> nn.Modul
         raise UserError(f"model: {name} does not accept {arguments} ({_reason(error)})") from error
 
 
+def _is_argument(name: str, value: Any) -> bool:
+    """A whole number from 1 on, or for img_size height and width."""
+    numbers = value if name == "img_size" and isinstance(value, list) and len(value) == 2 else [value]
+    return all(type(number) is int and number > 0 for number in numbers)
+
+
 @functools.cache
-def timm_arguments(name: str, sizes: tuple[int, ...]) -> Mapping[str, int]:
-    """The arguments of create_timm_model for images of these sides in pixels, of which the last decides.
+def timm_arguments(name: str, sizes: tuple[Size, ...]) -> Mapping[str, Any]:
+    """The arguments of create_timm_model for images of these sizes, of which the last decides.
 
     - Models for images of one size: that size.
     - Transformers with one grid of patches: patches that divide the image, small enough for a grid of 7x7.
@@ -55,18 +64,24 @@ def timm_arguments(name: str, sizes: tuple[int, ...]) -> Mapping[str, int]:
     native = _built(name)
     accepted = _init_parameters(type(native))
     size, strides = sizes[-1], _strides(native)
-    fixed = {"img_size": size} if "img_size" in accepted else {}
+    fixed: dict[str, Any] = {"img_size": plain_size(size)} if "img_size" in accepted else {}
     if fixed and len(sizes) > 1:
-        plan = ", ".join(map(str, sizes))
+        plan = ", ".join(map(shown_size, sizes))
         raise UserError(f"resolution: {plan} is not allowed with {name}, which is built for images of one size")
     arguments = fixed
     if strides and "patch_size" in accepted and _patches(native) == (strides[-1], strides[-1]):
         patch = _patch_size(name, size, strides[-1])
         arguments = fixed | ({"patch_size": patch} if patch != strides[-1] else {})
-    elif strides and size // strides[-1] < SMALLEST_MAP:
-        arguments = _small_image_stem(name, size, strides[-1], fixed, accepted)
-    for side in sizes:
-        _check_size(name, arguments, side)
+    elif strides and min(size) // strides[-1] < SMALLEST_MAP:
+        arguments = _small_image_stem(name, min(size), strides[-1], fixed, accepted)
+    for each in sizes:
+        if reason := _refusal(name, arguments, each):
+            option, remedy = "image_size", _designed_size(native)
+            if each != size:
+                option, remedy = "resolution", "begin with a larger size"
+            raise UserError(
+                f"{option}: {shown_size(each)} is not allowed with {name} ({reason}); {remedy}, or take another model"
+            )
     return arguments
 
 
@@ -85,7 +100,7 @@ def _known(name: str) -> str:
     return architecture
 
 
-def _built(name: str, arguments: Mapping[str, int] | None = None) -> nn.Module:
+def _built(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
     """The model on the meta device, without memory for its weights."""
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about initial values, which meta tensors do not have
@@ -113,20 +128,25 @@ def _patches(model: nn.Module) -> tuple[int, int] | None:
     return (size, size) if isinstance(size, int) else size
 
 
-def _patch_size(name: str, size: int, native: int) -> int:
+def _patch_size(name: str, size: Size, native: int) -> int:
     """The largest patch side, up to timm's own, with at least 7 patches along an image."""
-    largest = min(native, size // SMALLEST_GRID)
-    patch = next((patch for patch in range(largest, 0, -1) if size % patch == 0), 0)
+    largest = min(native, min(size) // SMALLEST_GRID)
+    patch = next((patch for patch in range(largest, 0, -1) if math.gcd(*size) % patch == 0), 0)
     if 3 * patch < largest or patch == 0:
+        height, width = (max(1, round(side / 8)) * 8 for side in size)
         raise UserError(
-            f"image_size: {size} is not allowed with {name}, which cuts images into equal patches; choose a size that "
-            f"a number up to {max(largest, 1)} divides, such as {max(1, round(size / 8)) * 8}"
+            f"image_size: {shown_size(size)} is not allowed with {name}, which cuts images into equal patches; choose "
+            f"a size that a number up to {max(largest, 1)} divides, such as {shown_size((height, width))}"
         )
     return patch
 
 
-def _small_image_stem(name: str, size: int, native: int, fixed: dict[str, int], accepted: set[str]) -> dict[str, int]:
-    """The first of STEMS with a large enough last feature map, else the first with the largest."""
+def _small_image_stem(name: str, size: int, native: int, fixed: dict[str, Any], accepted: set[str]) -> dict[str, Any]:
+    """The first of STEMS with a large enough last feature map, else the first with the largest.
+
+    Args:
+        size: shorter side of the images in pixels.
+    """
     best, smallest = fixed, native
     for option, value in STEMS:
         if option not in accepted:
@@ -147,12 +167,18 @@ def _reason(error: Exception) -> str:
 
 
 @torch.no_grad()
-def _check_size(name: str, arguments: Mapping[str, int], size: int) -> None:
-    """Raises UserError if the model does not take images of that side."""
-    model = _built(name, arguments)
+def _refusal(name: str, arguments: Mapping[str, Any], size: Size) -> str:
+    """Why the model does not take images of that size; empty if it does."""
     try:
-        model(torch.zeros(1, 3, size, size, device="meta"))
+        _built(name, arguments)(torch.zeros(1, 3, *size, device="meta"))
+    except UserError as error:
+        return str(error).removeprefix("model: ")
     except FAILURES as error:
-        if "meta" in str(error):  # an operation that needs real weights
-            return
-        raise UserError(f"image_size: {size} is not allowed with {name} ({_reason(error)})") from error
+        return "" if "meta" in str(error) else _reason(error)  # an operation that needs real weights
+    return ""
+
+
+def _designed_size(model: nn.Module) -> str:
+    """Names the size that timm designed a model for."""
+    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", ())[1:]
+    return f"choose {shown_size(tuple(size))}, the size of timm's weights" if len(size) == 2 else "choose another size"

@@ -15,6 +15,7 @@ from models.saved import ModelConfig
 from utils.analysis import sections
 from utils.analysis.predictions import Predictions
 from utils.analysis.section import Section
+from utils.analysis.views import Views
 from utils.config import AnalyzeConfig, TrainConfig
 from utils.config.options import Config
 from utils.runs.checkpoint import MANIFEST
@@ -62,7 +63,11 @@ def sections_of(
     names: Sequence[str], predictions: Predictions, test: Split, model_config: ModelConfig
 ) -> dict[str, Section]:
     """Sections of the report that are built from predictions of a test set alone, without a run."""
-    config = SimpleNamespace(images=10)
-    return sections.build(
-        SimpleNamespace(sections=names, test=test, model_config=model_config, config=config), predictions, {}
+    found = SimpleNamespace(
+        sections=names,
+        test=test,
+        model_config=model_config,
+        config=SimpleNamespace(images=10),
+        shown=lambda split: Views(split.images),
     )
+    return sections.build(found, predictions, {})

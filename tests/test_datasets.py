@@ -23,7 +23,8 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from data import sources
 from data.files import ImageFiles, read_image
 from data.images import InMemory
-from data.preprocessing import channel_statistics
+from data.paths import Paths
+from data.preprocessing import Geometry, channel_statistics, square
 from data.sources import download, load_dataset
 from data.splits import Dataset, stratified_split
 from utils.config.train import DATASETS
@@ -54,7 +55,7 @@ def image_folder(root: Path, classes=("cat", "dog"), train: int = 6, test: int =
 
 
 def load(root: Path, **options) -> Dataset:
-    return load_dataset("imagefolder", root, **{"image_size": 32, **options})
+    return load_dataset("imagefolder", root, **{"geometry": 32, **options})
 
 
 def mistake(root: Path, **options) -> str:
@@ -78,7 +79,7 @@ def test_digits_are_rgb_images_with_labels(digits):
     assert digits.train.images[:].dtype == np.uint8
     assert digits.train.labels.dtype == np.int64
     assert digits.class_names == tuple("0123456789")
-    assert digits.image_size == 32
+    assert digits.geometry.size == (32, 32)
     assert (digits.train.images[:][..., 0] == digits.train.images[:][..., 2]).all()
     assert digits.train.images[:].min() == 0
     assert digits.train.images[:].max() == 255
@@ -102,9 +103,9 @@ def test_digits_are_the_same_in_every_run_and_whatever_the_seed(digits):
 
 
 def test_digits_come_in_the_size_asked_for():
-    small = load_dataset("digits", "nowhere", image_size=16)
+    small = load_dataset("digits", "nowhere", 16)
     assert small.train.images[:].shape == (1437, 16, 16, 3)
-    assert small.image_size == 16
+    assert small.geometry.size == (16, 16)
 
 
 # -- statistics -------------------------------------------------------------------------------------------------------
@@ -168,7 +169,7 @@ def test_classes_are_sorted_by_name_and_labels_follow(tmp_path):
     assert data.class_names == ("Ape", "dog", "zebra")
     assert data.train.labels.tolist() == [0] * 6 + [1] * 6 + [2] * 6
     assert data.test.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
-    assert (data.train.images[0] == read_image(root / "train" / "Ape" / "0.png", 32)).all()
+    assert (data.train.images[0] == read_image(root / "train" / "Ape" / "0.png", square(32))).all()
 
 
 def test_val_stands_in_for_test(tmp_path):
@@ -198,7 +199,9 @@ def test_hidden_files_and_folders_and_other_files_are_left_out(tmp_path):
 @pytest.mark.parametrize("memory_fraction", [0.0, 0.25])
 def test_images_know_their_files_in_memory_and_out_of_it(tmp_path, memory_fraction):
     train = load(image_folder(tmp_path), memory_fraction=memory_fraction).train.subset(np.array([7, 2]))
-    assert [read_image(path, 32).tolist() for path in train.paths] == [train.images[i].tolist() for i in range(2)]
+    assert [read_image(path, square(32)).tolist() for path in train.paths] == [
+        train.images[i].tolist() for i in range(2)
+    ]
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "webp", "PNG", "JPG"])
@@ -206,7 +209,7 @@ def test_images_know_their_files_in_memory_and_out_of_it(tmp_path, memory_fracti
 def test_formats_grey_and_colour(tmp_path, suffix, mode):
     original = picture(1, 32, 32, mode)
     original.save(tmp_path / f"image.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
-    image = read_image(tmp_path / f"image.{suffix}", 32)
+    image = read_image(tmp_path / f"image.{suffix}", square(32))
     assert image.shape == (32, 32, 3)
     assert image.dtype == np.uint8
     close = 12 if suffix.lower().startswith("jp") else 0
@@ -217,20 +220,20 @@ def test_formats_grey_and_colour(tmp_path, suffix, mode):
 def test_transparent_palette_and_bilevel_png(tmp_path, mode):
     original = picture(2, 32, 32).convert({"LA": "L"}.get(mode, "RGB")).convert(mode)
     original.save(tmp_path / "image.png")
-    assert (read_image(tmp_path / "image.png", 32) == np.asarray(original.convert("RGB"))).all()
+    assert (read_image(tmp_path / "image.png", square(32)) == np.asarray(original.convert("RGB"))).all()
 
 
 def test_cmyk_jpeg(tmp_path):
     original = picture(3, 32, 32)
     original.convert("CMYK").save(tmp_path / "image.jpg", quality=95)
-    image = read_image(tmp_path / "image.jpg", 32)
+    image = read_image(tmp_path / "image.jpg", square(32))
     assert np.abs(image.astype(int) - np.asarray(original)).mean() < 4
 
 
 def test_sixteen_bit_grey_keeps_its_shades(tmp_path):
     ramp = np.linspace(0, 65535, 32).astype(np.uint16)
     Image.fromarray(np.tile(ramp, (32, 1))).save(tmp_path / "image.png")
-    image = read_image(tmp_path / "image.png", 32)
+    image = read_image(tmp_path / "image.png", square(32))
     assert np.abs(image[0, :, 0] - ramp / 257).max() <= 1
 
 
@@ -240,7 +243,7 @@ def test_photo_taken_sideways_is_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held so that the picture must be turned clockwise by a quarter
     upright.rotate(90).save(tmp_path / "photo.jpg", quality=95, exif=exif)
-    image = read_image(tmp_path / "photo.jpg", 32)
+    image = read_image(tmp_path / "photo.jpg", square(32))
     assert image[:14].min() > 200
     assert image[18:].max() < 50
 
@@ -252,14 +255,16 @@ def test_every_way_to_hold_the_camera_ends_upright(tmp_path, orientation, suffix
     exif[0x0112] = orientation
     picture(4, 32, 32).save(tmp_path / f"photo.{suffix}", exif=exif)
     with Image.open(tmp_path / f"photo.{suffix}") as photo:
-        assert (read_image(tmp_path / f"photo.{suffix}", 32) == np.asarray(ImageOps.exif_transpose(photo))).all()
+        assert (
+            read_image(tmp_path / f"photo.{suffix}", square(32)) == np.asarray(ImageOps.exif_transpose(photo))
+        ).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 100), (640, 480), (31, 33), (1500, 20)])
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
 def test_any_size_becomes_a_square_of_image_size(tmp_path, size, suffix):
     Image.new("RGB", size, (10, 200, 30)).save(tmp_path / f"image.{suffix}")
-    image = read_image(tmp_path / f"image.{suffix}", 24)
+    image = read_image(tmp_path / f"image.{suffix}", square(24))
     assert image.shape == (24, 24, 3)
     assert np.abs(image.astype(int) - (10, 200, 30)).max() <= 4
 
@@ -268,7 +273,7 @@ def test_a_wide_picture_is_cropped_at_its_centre_not_squeezed(tmp_path):
     wide = Image.new("RGB", (96, 32), "red")
     wide.paste("blue", (32, 0, 64, 32))
     wide.save(tmp_path / "wide.png")
-    assert (read_image(tmp_path / "wide.png", 32) == (0, 0, 255)).all()
+    assert (read_image(tmp_path / "wide.png", square(32)) == (0, 0, 255)).all()
 
 
 def test_images_from_disk_are_those_from_memory(tmp_path):
@@ -287,7 +292,7 @@ def test_large_sets_hold_paths_not_pixels(tmp_path):
     for split in (data.train, data.validation, data.test):
         assert isinstance(split.images, ImageFiles)
         assert len(split.images) == len(split.labels)
-        assert all(isinstance(value, (int, list)) for value in vars(split.images).values())
+        assert all(isinstance(value, (Geometry, Paths)) for value in vars(split.images).values())
         assert all(isinstance(path, str) for path in split.images.paths)
 
 
@@ -373,7 +378,7 @@ def test_no_damage_to_a_file_ends_in_anything_but_the_one_line(tmp_path, suffix)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's own, on odd metadata
-                assert read_image(path, 32).shape == (32, 32, 3)
+                assert read_image(path, square(32)).shape == (32, 32, 3)
         except UserError as error:
             refused += f"{path} is not a readable image" in str(error)
     assert refused > 20
@@ -386,7 +391,7 @@ def test_a_file_that_claims_to_be_gigantic_is_refused(tmp_path):
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
     (tmp_path / "bomb.png").write_bytes(content)
     with pytest.raises(UserError, match=r"bomb\.png is not a readable image"):
-        read_image(tmp_path / "bomb.png", 32)
+        read_image(tmp_path / "bomb.png", square(32))
 
 
 # -- the validation split ---------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ IMAGES = 100  # 4 steps of at most 30 an epoch, 12 in 3 epochs
 
 def plan(**options) -> Plan:
     config = tiny_config(Path("run"), epochs=3, batch_size=30, log_every_steps=3)
-    return Plan(replace(config, **options), IMAGES, image_size=16)
+    return Plan(replace(config, **options), IMAGES, image_size=(16, 16))
 
 
 def steps(found) -> list[int]:
@@ -54,7 +54,7 @@ def test_checkpoints_inside_an_epoch_are_those_that_its_end_does_not_write_anywa
 
 def test_image_size_is_a_function_of_the_step():
     growing = plan(resolution="8@0.5,16")
-    assert [growing.phase(step).size for step in (0, 1, 6, 7, 12)] == [8, 8, 8, 16, 16]
+    assert [growing.phase(step).size[0] for step in (0, 1, 6, 7, 12)] == [8, 8, 8, 16, 16]
     assert steps(lambda step: growing.begins_phase(step, step - 1)) == [7]
     assert growing.begins_phase(9, previous=5)  # after a rollback to step 5
     assert not growing.begins_phase(1, previous=0)

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from data.loaders import Steps
+from utils.config.consistency import SMALLEST_ALPHA
 from utils.config.resolution import Phase, parse_resolution, phase_at, resolution_phases
-from utils.config.train import SMALLEST_ALPHA
 from utils.evaluation.tta import TTA, tta_logits
 from utils.system.errors import UserError
 from utils.training.averaging import Ema, Lookahead
@@ -202,10 +202,11 @@ def test_filler_moves_neither_loss_nor_gradient():
 @pytest.mark.parametrize(
     ("plan", "entries"),
     [
-        ("32", [(32, 1.0)]),
-        ("16@0.5,32", [(16, 0.5), (32, 1.0)]),
-        ("16@0.3,24@0.6,32", [(16, 0.3), (24, 0.6), (32, 1.0)]),
-        (" 8 @ .25 , 9@ 0.9,10 ", [(8, 0.25), (9, 0.9), (10, 1.0)]),
+        ("32", [((32, 32), 1.0)]),
+        ("16@0.5,32", [((16, 16), 0.5), ((32, 32), 1.0)]),
+        ("16@0.3,24@0.6,32", [((16, 16), 0.3), ((24, 24), 0.6), ((32, 32), 1.0)]),
+        (" 8 @ .25 , 9@ 0.9,10 ", [((8, 8), 0.25), ((9, 9), 0.9), ((10, 10), 1.0)]),
+        ("12x16@0.5,24x32", [((12, 16), 0.5), ((24, 32), 1.0)]),
     ],
 )
 def test_plan_is_read_as_sizes_and_where_they_end(plan, entries):
@@ -219,7 +220,9 @@ def test_plan_is_read_as_sizes_and_where_they_end(plan, entries):
         ",",
         "32,",
         "big",
-        "16x16@0.5,32",
+        "16x@0.5,32",
+        "16x40@0.5,32",
+        "16x4@0.5,32",
         "-16@0.5,32",
         "16@-0.5,32",
         "16@50%,32",
@@ -254,26 +257,26 @@ def test_plan_below_the_smallest_size_says_how_small_it_may_be():
 
 
 def test_without_a_plan_there_is_one_size():
-    assert resolution_phases(None, 28, 100) == [Phase(28, 0)]
+    assert resolution_phases(None, (28, 20), 100) == [Phase((28, 20), 0)]
 
 
 def test_plan_must_end_at_the_size_of_the_images():
     with pytest.raises(UserError, match=r"'16@0.5,24' is not allowed; it must end at the image size, 32"):
-        resolution_phases("16@0.5,24", 32, 100)
+        resolution_phases("16@0.5,24", (32, 32), 100)
 
 
 def test_every_phase_begins_where_the_one_before_ends():
-    phases = resolution_phases("16@0.3,24@0.6,32", 32, 100)
-    assert phases == [Phase(16, 0), Phase(24, 30), Phase(32, 60)]
-    sizes = {step: phase_at(phases, step).size for step in (-1, 0, 1, 29, 30, 31, 59, 60, 99, 100, 1000)}
+    phases = resolution_phases("16@0.3,24@0.6,32", (32, 32), 100)
+    assert phases == [Phase((16, 16), 0), Phase((24, 24), 30), Phase((32, 32), 60)]
+    sizes = {step: phase_at(phases, step).size[0] for step in (-1, 0, 1, 29, 30, 31, 59, 60, 99, 100, 1000)}
     assert sizes == {-1: 16, 0: 16, 1: 16, 29: 16, 30: 24, 31: 24, 59: 24, 60: 32, 99: 32, 100: 32, 1000: 32}
 
 
 @pytest.mark.parametrize("total_steps", [1, 2, 3, 7, 10])
 def test_short_training_follows_its_plan_as_far_as_it_can(total_steps):
     """Sizes never shrink, and a training of some steps ends at the full size."""
-    phases = resolution_phases("16@0.3,24@0.6,32", 32, total_steps)
-    sizes = [phase_at(phases, step).size for step in range(total_steps)]
+    phases = resolution_phases("16@0.3,24@0.6,32", (32, 32), total_steps)
+    sizes = [phase_at(phases, step).size[0] for step in range(total_steps)]
     assert sizes == sorted(sizes)
     if total_steps > 1:
         assert sizes[-1] == 32

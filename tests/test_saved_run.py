@@ -204,14 +204,14 @@ def test_a_run_of_version_1_is_analysed_as_before(analysed, run):
 
 def test_a_checkpoint_and_a_model_of_version_1_are_read(run):
     as_version_1(run)
-    assert set_up(max((run / "checkpoints").iterdir())).model_config.input_size == 16
+    assert set_up(max((run / "checkpoints").iterdir())).model_config.input_size == (16, 16)
     assert set_up(shutil.copytree(run / "model", run.parent / "alone"), dataset="digits").model_config.tta == "none"
 
 
 def test_a_model_of_version_2_is_read(model_alone):
     change(model_alone / "config.json", format_version=2, resolution=12, tta="flip")
     config = set_up(model_alone, dataset="digits").model_config
-    assert (config.image_size, config.input_size, config.tta) == (16, 12, "flip")
+    assert (config.image_size, config.input_size, config.tta) == (16, (12, 12), "flip")
 
 
 def test_a_newer_version_is_refused(model_alone, capsys):

@@ -32,6 +32,9 @@ from utils.analysis.cam.layers import SMALLEST_MAP, choose_layer, feature_maps
 from utils.analysis.cam.maps import choose_cams, class_maps
 from utils.analysis.cam.methods import cam_methods
 from utils.config import AnalyzeConfig, TrainConfig
+from utils.config.resolution import Size
+from utils.release.classifier import ImageClassifier
+from utils.release.export import export_programs
 from utils.system.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -53,7 +56,7 @@ MODELS = [
 TRAIN_IMAGES, TEST_IMAGES = 32, 16
 
 
-def build(name: str, size: int = 32, classes: int = 10) -> nn.Module:
+def build(name: str, size: Size = (32, 32), classes: int = 10) -> nn.Module:
     torch.manual_seed(0)
     return create_model(name, classes, **timm_arguments(name, (size,))).eval()
 
@@ -78,7 +81,7 @@ def pictures(tmp_path_factory) -> Path:
     return folder
 
 
-def options(pictures: Path, output_dir: Path, name: str, size: int, **changes) -> TrainConfig:
+def options(pictures: Path, output_dir: Path, name: str, size: int | str, **changes) -> TrainConfig:
     values = {
         "dataset": "imagefolder", "data_dir": str(pictures), "image_size": size, "model": name, "epochs": 1,
         "batch_size": 16, "optimizer": "adamw", "lr": 1e-3, "log_every_steps": 1, "trackers": ["none"],
@@ -87,11 +90,11 @@ def options(pictures: Path, output_dir: Path, name: str, size: int, **changes) -
 
 
 @pytest.fixture(scope="module")
-def trained(pictures, tmp_path_factory) -> Callable[[str, int], Path]:
+def trained(pictures, tmp_path_factory) -> Callable[[str, int | str], Path]:
     """A finished run of a model on images of a size; each is trained once."""
 
     @functools.cache
-    def trained(name: str, size: int) -> Path:
+    def trained(name: str, size: int | str) -> Path:
         run = tmp_path_factory.mktemp("runs") / "run"
         train_accelerate.main(options(pictures, run, name, size))
         return run
@@ -135,7 +138,7 @@ def test_a_model_is_trained_exported_explained_and_reported(trained, name, size,
         again = classifier(ours)(torch.from_numpy(kept["features"]).float()).numpy()
     np.testing.assert_allclose(again, kept["logits"], atol=0.02)  # features are kept in float16
 
-    maps = class_maps(ours, choose_cams(ours, size, "GradCAM", None).chosen[0], inputs(run, size), [0, 1, 2, 3])
+    maps = class_maps(ours, choose_cams(ours, (size, size), "GradCAM", None).chosen[0], inputs(run, size), [0, 1, 2, 3])
     assert maps.shape == (4, size, size)
     assert maps.max() > 0.9
 
@@ -176,13 +179,15 @@ def test_a_stopped_run_ends_with_the_same_weights(pictures, tmp_path):
         ("timm:swin_tiny_patch4_window7_224", "layers.0", "channels last", 0),
     ],
 )
-@pytest.mark.parametrize("place", [(1, 6), (5, 2)])  # in eighths of the image, down and to the right
-def test_what_changes_in_a_patch_changes_most_at_its_place_in_the_map(name, layer, form, prefix, place):
-    model = build(name)
-    chosen = feature_maps(model, 32)[layer]
+@pytest.mark.parametrize(  # the place in fields of 4 pixels, down and to the right
+    ("size", "place"), [((32, 32), (1, 6)), ((32, 32), (5, 2)), ((32, 64), (2, 13)), ((64, 32), (13, 2))]
+)
+def test_what_changes_in_a_patch_changes_most_at_its_place_in_the_map(name, layer, form, prefix, size, place):
+    model = build(name, size)
+    chosen = feature_maps(model, size)[layer]
     assert (chosen.form, chosen.prefix) == (form, prefix)
     down, right = place
-    images = torch.zeros(2, 3, 32, 32)
+    images = torch.zeros(2, 3, *size)
     images[1, :, 4 * down : 4 * down + 4, 4 * right : 4 * right + 4] = 3
     kept = []
     handle = chosen.module.register_forward_hook(lambda *seen: kept.append(chosen.as_map(seen[2])))
@@ -190,8 +195,9 @@ def test_what_changes_in_a_patch_changes_most_at_its_place_in_the_map(name, laye
         model(images)
     handle.remove()
     assert kept[0].shape == (2, chosen.channels, *chosen.size)
-    change = nn.functional.adaptive_avg_pool2d((kept[0][1] - kept[0][0]).abs().sum(0, keepdim=True), 8)[0]
-    assert divmod(int(change.argmax()), 8) == place
+    fields = size[0] // 4, size[1] // 4
+    change = nn.functional.adaptive_avg_pool2d((kept[0][1] - kept[0][0]).abs().sum(0, keepdim=True), fields)[0]
+    assert divmod(int(change.argmax()), fields[1]) == place
 
 
 class SeesOnePatch(nn.Module):
@@ -217,7 +223,7 @@ class SeesOnePatch(nn.Module):
 def test_heat_lies_on_the_patch_that_decides(name):
     model = SeesOnePatch().eval()
     images = torch.ones(2, 3, 32, 32)
-    cam = choose_cams(model, 32, name, "tokens").chosen[0]
+    cam = choose_cams(model, (32, 32), name, "tokens").chosen[0]
     assert (cam.layer.form, cam.layer.prefix, cam.layer.size) == ("tokens", 2, (8, 8))
     for found, (down, right) in zip(class_maps(model, cam, images, [1, 2]), [(1, 6), (5, 2)], strict=True):
         assert abs(np.average(np.arange(32), weights=found.sum(1)) - (4 * down + 1.5)) < 0.6
@@ -225,7 +231,7 @@ def test_heat_lies_on_the_patch_that_decides(name):
 
 
 def test_ablation_takes_a_channel_away_at_all_places(vit):
-    image, layer = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)), choose_layer(vit, 32)
+    image, layer = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)), choose_layer(vit, (32, 32))
     kept, drops = [], []
     with torch.no_grad():
         handle = layer.module.register_forward_hook(lambda *seen: kept.append(seen[2]))
@@ -239,13 +245,13 @@ def test_ablation_takes_a_channel_away_at_all_places(vit):
             handle.remove()
     expected = torch.einsum("c,chw->hw", torch.stack(drops), layer.as_map(kept[0])[0]).clamp(min=0)
     expected = cv2.resize(((expected - expected.min()) / (expected.max() - expected.min())).numpy(), (32, 32))
-    found = class_maps(vit, choose_cams(vit, 32, "AblationCAM", None).chosen[0], image, [1])[0]
+    found = class_maps(vit, choose_cams(vit, (32, 32), "AblationCAM", None).chosen[0], image, [1])[0]
     np.testing.assert_allclose(found, expected / expected.max(), atol=1e-2)
 
 
 @pytest.mark.parametrize("name", list(cam_methods()))
 def test_every_method_works_on_tokens(vit, name):
-    cam = choose_cams(vit, 32, name, None).chosen[0]
+    cam = choose_cams(vit, (32, 32), name, None).chosen[0]
     image = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     maps = class_maps(vit, cam, image, [1])
     assert maps.shape == (1, 32, 32)
@@ -256,11 +262,11 @@ def test_every_method_works_on_tokens(vit, name):
 
 def test_a_layer_that_the_answer_does_not_depend_on_is_refused_with_the_reason(vit):
     """The last block's image tokens are read by nobody: a map of them would be empty for every image."""
-    assert choose_layer(vit, 32).name == "blocks.1"
+    assert choose_layer(vit, (32, 32)).name == "blocks.1"
     for layer in ("blocks.2", "norm"):
         with pytest.raises(UserError, match=rf"cam_layer: {layer} is not allowed; the model's answer does not depend"):
-            choose_layer(vit, 32, layer)
-    assert choose_layer(vit, 32, "blocks.2.norm1").size == (8, 8)
+            choose_layer(vit, (32, 32), layer)
+    assert choose_layer(vit, (32, 32), "blocks.2.norm1").size == (8, 8)
 
 
 def test_a_layer_that_is_overwritten_is_explained_as_it_was():
@@ -273,7 +279,7 @@ def test_a_layer_that_is_overwritten_is_explained_as_it_was():
             return super().get_cam_weights(input_tensor, target_layers, targets, activations, grads)
 
     model = build("timm:resnet18")
-    cam = replace(choose_cams(model, 32, "GradCAM", "bn1").chosen[0], method=NotedGradCAM)
+    cam = replace(choose_cams(model, (32, 32), "GradCAM", "bn1").chosen[0], method=NotedGradCAM)
     class_maps(model, cam, torch.randn(1, 3, 32, 32), [1])
     assert seen[0].min() < 0
 
@@ -294,14 +300,43 @@ def test_a_layer_that_is_overwritten_is_explained_as_it_was():
     ],
 )
 def test_small_images_get_what_timm_offers(name, size, arguments):
-    assert timm_arguments(name, (size,)) == arguments
+    assert timm_arguments(name, ((size, size),)) == arguments
+
+
+@pytest.mark.parametrize("size", [(32, 48), (64, 32)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("timm:resnet18", "timm:convnext_atto", VIT, "timm:swin_tiny_patch4_window7_224", "timm:mobilevit_xs"),
+        *("timm:levit_128", "timm:pvt_v2_b0", "timm:eva02_tiny_patch14_224"),
+    ],
+)
+def test_images_need_not_be_square(name, size):
+    model = create_model(name, 10, **timm_arguments(name, (size,))).eval()
+    layers = feature_maps(model, size)
+    assert model(torch.zeros(2, 3, *size)).shape == (2, 10)
+    assert layers
+    assert all((layer.size[0] > layer.size[1]) == (size[0] > size[1]) for layer in layers.values())
+
+
+def test_a_run_on_images_that_are_not_square_is_trained_exported_explained_and_predicted(trained, pictures):
+    run = trained(SMALL_VIT, "32x48")
+    saved = json.loads((run / "model/config.json").read_text())
+    assert (saved["image_size"], saved["arguments"]) == ([32, 48], {"img_size": [32, 48], "patch_size": 4})
+    summary = analyze.main(AnalyzeConfig(run=str(run), images=10, only=["gradcam", "model"]))
+    assert (summary["count"], summary["cam_layer_size"]) == (TEST_IMAGES, [8, 12])
+    picture = next((pictures / "test").rglob("*.png"))
+    said = analyze.main(AnalyzeConfig(run=str(run), predict=[str(picture)], whole=True))[str(picture)]
+    assert ImageClassifier.from_pretrained(run / "model").predict(picture) == pytest.approx(said, rel=1e-4)
+    (program,) = export_programs(run / "model", ["torch"], torch.zeros(2, 32, 48, 3, dtype=torch.uint8))
+    assert program.difference < 1e-5
 
 
 def test_building_to_look_draws_no_random_numbers():
     torch.manual_seed(0)
     expected = torch.random.get_rng_state()
-    timm_arguments(VIT, (40,))
-    timm_arguments("timm:convnext_atto", (40,))
+    timm_arguments(VIT, ((40, 40),))
+    timm_arguments("timm:convnext_atto", ((40, 40),))
     assert torch.equal(torch.random.get_rng_state(), expected)
 
 
@@ -319,19 +354,34 @@ def test_building_to_look_draws_no_random_numbers():
         ({"model": VIT, "image_size": 37}, "image_size: 37 is not allowed with .*; choose a size .* such as 40"),
         ({"model": VIT, "resolution": "16@0.5,32"}, f"resolution: 16, 32 is not allowed with {VIT}, which"),
         ({"model": "timm:mixer_s32_224"}, "timm:mixer_s32_224 does not accept {'img_size': 32, 'patch_size': 4} "),
-        ({"model": "timm:inception_v3"}, "image_size: 32 is not allowed with timm:inception_v3 "),
+        (
+            {"model": "timm:inception_v3"},
+            r"image_size: 32 is not allowed with timm:inception_v3 \(.*\); choose 299, the ",
+        ),
+        (
+            {"model": "timm:crossvit_tiny_240", "image_size": "240x160"},
+            r"image_size: 240x160 is .*; choose 240, the size ",
+        ),
+        (
+            {"model": VIT, "image_size": "37x48"},
+            "image_size: 37x48 is not allowed with .*; choose a size .* such as 40x48",
+        ),
+        (
+            {"model": "timm:inception_v3", "image_size": "96x128", "resolution": "32x40@0.5,96x128"},
+            r"resolution: 32x40 is not allowed with timm:inception_v3 .*; begin with a larger size, or ",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(changes, line):
-    config = TrainConfig(**changes)
+    config = TrainConfig(dataset="digits", **changes)
     with pytest.raises(UserError, match=line) as refused:
-        model_arguments(config, config.image_size)
+        model_arguments(config, config.size)
     assert "\n" not in str(refused.value)
 
 
 def test_a_convolutional_network_may_begin_with_smaller_images():
     config = TrainConfig(model="timm:resnet18", resolution="16@0.5,32")
-    assert model_arguments(config, 32) == {"output_stride": 8}
+    assert model_arguments(config, (32, 32)) == {"output_stride": 8}
 
 
 def test_a_mistaken_name_is_told_before_a_download(tmp_path):

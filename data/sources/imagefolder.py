@@ -11,6 +11,7 @@ import numpy as np
 from data.decoded import decode_once
 from data.files import SUFFIXES, ImageFiles
 from data.images import Images, InMemory
+from data.paths import Paths
 from data.sources import Request, Source
 from data.splits import Split
 from utils.system.errors import UserError
@@ -20,7 +21,7 @@ from utils.system.ranks import local_world_size
 
 def load_folder(request: Request) -> tuple[Split, tuple[str, ...]]:
     """Classes by sorted name of the training folders; images in memory if they fit into memory_fraction of it."""
-    root, split, size = request.data_dir, request.split, request.image_size
+    root, split, geometry = request.data_dir, request.split, request.geometry
     if not os.path.isdir(root):  # unlike root.is_dir(), false for names that are too long
         raise UserError(f"data_dir: {root} is not a folder")
     folders = {"train": root / "train", "test": root / "test" if (root / "test").is_dir() else root / "val"}
@@ -37,13 +38,14 @@ def load_folder(request: Request) -> tuple[Split, tuple[str, ...]]:
             hint = "; its name is there, in another Unicode normal form (NFC, NFD)" if same else ""
             raise UserError(f"data_dir: class {name!r} has no folder in {where}{hint}")
     paths_of = [_image_files(folders[split] / name) for name in classes]
-    paths = list(chain.from_iterable(paths_of))
+    paths = Paths(chain.from_iterable(paths_of))
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(found) for found in paths_of])
-    files = ImageFiles(paths, size)
+    files = ImageFiles(paths, geometry)
     images: Images = files
-    shape = (len(files), size, size, 3)
+    shape = (len(files), *geometry.size, 3)
     if math.prod(shape) <= request.memory_fraction * free_memory() / local_world_size():
-        array = decode_once(root, f"{split}-{size}", paths, shape, np.uint8, lambda: files.decode(range(len(files))))
+        name = f"{split}-{geometry.cache_name}"
+        array = decode_once(root, name, paths, shape, np.uint8, lambda: files.decode(range(len(files))))
         images = InMemory(array, files)
     return Split(images, labels, paths), tuple(classes)
 

@@ -37,6 +37,9 @@ class AnalyzeConfig(Config):
     option = in_group("output")
     output_dir: str | None = option(None, "folder of the results; unset: RUN/analysis", path="folder")
     images: int = option(20, "misclassified images with CAM and in misclassified.png", low=10, high=500)
+    whole: bool = option(
+        False, "show whole photos, with the part that the model sees framed; its maps lie over that part"
+    )
     full: bool = option(False, "also the sections that take minutes: neighbours, embedding, robustness")
     only: list[str] = option([], "these sections alone, such as curves,gallery", choices=SECTIONS)
 

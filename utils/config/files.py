@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import itertools
 import os
-from collections import Counter
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ import yaml
 from utils.config.options import Config, check_type, members, options_of, read_word, unknown_option
 from utils.system.errors import UserError, nearest, one_line
 from utils.system.files import replace_file
+from utils.system.reading import parse_yaml
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 LARGEST_FILE = 100_000  # bytes
@@ -73,32 +73,12 @@ def _read_text(path: str) -> str:
 def _read_mapping(path: str) -> dict[Hashable, Any]:
     text = _read_text(path)
     try:
-        content = yaml.load(text, _Loader)
-    except RecursionError as error:
-        raise UserError(f"config: {path} is not a YAML file of options (it is nested too deep)") from error
-    # PyYAML's own errors, and Python's, which it lets through for tagged values such as `!!bool x`.
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
+        content = parse_yaml(text)
+    except ValueError as error:
         raise UserError(f"config: {path} is not a YAML file ({one_line(error)})") from error
     if not isinstance(content, dict):
         raise UserError(f"config: {path} contains no options; it must be a YAML file of lines `option: value`")
     return content
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses repeated options, of which the last would win silently, and aliases, a few lines of which can expand
-    beyond all memory."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"*{self.peek_event().anchor} is an alias; write the value itself")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        for name, count in counts.items():
-            if count > 1:
-                raise yaml.YAMLError(f"{name} is given more than once")
-        return super().construct_mapping(node, deep)
 
 
 def _near_file(path: str) -> str:

@@ -129,7 +129,12 @@ def read_word(option: Field, word: str) -> Any:
         return SWITCHES.get(word.lower(), word)
     if _is_list(kinds[0]):
         names = (name.strip("'\" ") for name in re.split(r"[,\s]+", word.strip("[] ")))
-        return [name for name in names if name]
+        return [_read_number(typing.get_args(kinds[0]), name) for name in names if name]
+    return _read_number(kinds, word)
+
+
+def _read_number(kinds: Iterable[Any], word: str) -> Any:
+    """The number of one of these kinds that a word is; the word itself if it is none."""
     for kind in kinds:
         if kind in (int, float):
             with contextlib.suppress(ValueError):
@@ -149,10 +154,19 @@ def check_type(option: Field, value: Any) -> None:
 
 
 def checked(option: Field, value: Any) -> Any:
-    """The value, with `~` expanded in paths. Raises UserError naming the option, the value and what is allowed."""
+    """The value, with `~` expanded in paths, and a number in place of a list of numbers as a list.
+
+    Raises UserError naming the option, the value and what is allowed.
+    """
+    if option.type == list[float] and type(value) in (int, float):
+        value = [value]
     check_type(option, value)
     if isinstance(value, list):
-        return [_checked_text(option, text) for text in value]
+        return [_checked_entry(option, entry) for entry in value]
+    return _checked_entry(option, value)
+
+
+def _checked_entry(option: Field, value: Any) -> Any:
     if isinstance(value, str):
         return _checked_text(option, value)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -207,7 +221,9 @@ def range_text(option: Field) -> str:
 def allowed_text(option: Field) -> str:
     """What the option accepts, in words."""
     kinds, names = members(option.type), choices(option)
-    free = {**TYPE_NAMES} if names else {**TYPE_NAMES, str: "text", list[str]: "a list of texts"}
+    free = {**TYPE_NAMES, list[float]: "a list of numbers"}
+    if not names:
+        free |= {str: "text", list[str]: "a list of texts"}
     parts = [free[kind] for kind in kinds if kind in free]
     if parts and (bounds := range_text(option)):
         parts[0] += f" {bounds}"
@@ -230,7 +246,7 @@ def shown_default(option: Field) -> str:
     """The option's default in words; empty if it is unset."""
     default = option.default if option.default_factory is MISSING else option.default_factory()
     if isinstance(default, list):
-        return ",".join(default)
+        return ",".join(entry if isinstance(entry, str) else f"{entry:g}" for entry in default)
     return "" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
 
 
@@ -240,7 +256,8 @@ def metavar(option: Field) -> str:
     if names:
         return "{" + ",".join((["X"] if float in kinds else []) + names) + "}"
     path = option.metadata["path"]
-    return {int: "N", float: "X", bool: "true|false"}.get(kinds[0], path.upper() if path else "TEXT")
+    shown = {int: "N", float: "X", bool: "true|false", list[float]: "X,X"}
+    return shown.get(kinds[0], path.upper() if path else "TEXT")
 
 
 def help_line(option: Field) -> str:

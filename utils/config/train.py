@@ -3,9 +3,9 @@
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, NamedTuple
 
+from utils.config.consistency import check_consistency
 from utils.config.options import Config, Default, in_group
-from utils.config.resolution import resolution_phases
-from utils.system.errors import UserError
+from utils.config.resolution import LARGEST, Size, parse_size, shown_size
 
 
 class DatasetEntry(NamedTuple):
@@ -45,8 +45,7 @@ TRACKERS = {
     "tensorboard": ("utils.tracking.tensorboard_tracker", "TensorBoardTracker"),
     "trackio": ("utils.tracking.trackio_tracker", "TrackioTracker"),
 }
-LARGEST_IMAGE = 4096  # pixels of a side
-SMALLEST_ALPHA = 0.01  # of a Beta distribution: below it, torch's sampler underflows and draws one half instead
+SMALLEST_CROP = 0.01  # of a photo's area
 
 
 def by_optimizer(name: str) -> Default:
@@ -68,8 +67,18 @@ class TrainConfig(Config):
         choices=DATASETS,
     )
     data_dir: str = option("datasets", "folder of the data set; downloads go here", path="folder", may_change=True)
-    image_size: int = option(
-        32, "side in pixels; digits and image folders are resized to it", low=8, high=LARGEST_IMAGE
+    image_size: int | str = option(
+        32, "side in pixels, or HEIGHTxWIDTH such as 224x160; digits and image folders are fitted to it",
+        low=8, high=LARGEST,
+    )
+    fit: Literal["crop", "squash", "pad"] = option(
+        "crop",
+        "how an image becomes image_size; crop: scaled until it covers it, the middle cut out; squash: both sides "
+        "scaled; pad: scaled until it fits in, the rest filled with the mean colour",
+    )
+    crop_pct: float = option(1.0, "fraction of the sides that fit crop or squash leaves", low=0.1, high=1.0)
+    interpolation: Literal["bilinear", "bicubic", "lanczos"] = option(
+        "bilinear", "how images are scaled, always with antialiasing"
     )
     validation_fraction: float = option(
         0.0, "fraction of the training set held out for validation, stratified and seeded", low=0.0, high=0.9
@@ -79,24 +88,68 @@ class TrainConfig(Config):
         "fraction of the free memory that an image folder may take, over all processes; a larger one is read from disk",
         low=0.0, high=1.0, may_change=True,
     )
+    cache_side: int | None = option(
+        None, "cache training photos, scaled until the shorter side has at most so many pixels, in data_dir/.decoded; "
+        "for crop resized; unset: off", low=8, high=LARGEST,
+    )
+    exact_decode: bool = option(
+        False, "crop resized decodes JPEGs at their full size; otherwise at 1/2, 1/4 or 1/8 if the crop allows"
+    )
     num_workers: int | None = option(
         None, "loader processes per training process, for albumentations; unset: 0 on a CPU, else up to 8",
         low=0, high=256, may_change=True,
     )
 
     option = in_group("augmentation")
+    crop: Literal["pad", "resized", "none"] = option(
+        "pad", "random crop; pad: of the image padded by crop_padding; resized: a random part of the photo, scaled to "
+        "image_size",
+    )
     crop_padding: int = option(4, "pixels of padding before the random crop; 0: no crop", low=0)
     padding_mode: Literal["zeros", "reflect"] = option(
         "zeros", "what crop_padding adds; zeros: black; reflect: the image mirrored at its border"
     )
+    crop_scale: list[float] = option(
+        [0.08, 1.0], "range of the part that crop resized cuts out, in shares of the area; one number: the smallest",
+        low=SMALLEST_CROP, high=1.0,
+    )
     horizontal_flip: Literal["none", "random", "alternating"] = option(
         "alternating", "none; random: half of the images; alternating: each image in every other epoch"
     )
+    vertical_flip: bool = option(False, "turn half of the images upside down")
+    rotate: float = option(0.0, "largest angle of a random rotation, in degrees; 0: off", low=0.0, high=180.0)
+    policy: str = option(
+        "none", "automatic augmentation: none, trivial (TrivialAugmentWide), rand:N,M (RandAugment; rand is rand:2,9), "
+        "or auto:imagenet, auto:cifar10, auto:svhn (AutoAugment; auto is auto:imagenet)",
+    )
+    color_jitter: list[float] = option(
+        [], "strength of random brightness, contrast, saturation (0 to 1) and hue (0 to 0.5), such as 0.4,0.4,0.4,0.1; "
+        "one number: of the first three; empty: off", low=0.0, high=1.0,
+    )
+    grayscale: float = option(0.0, "fraction of the images that turn grey", low=0.0, high=1.0)
+    blur: float = option(0.0, "fraction of the images that are blurred", low=0.0, high=1.0)
     cutout: int = option(8, "side in pixels of the CutOut square, filled with the mean; 0: off", low=0)
+    erase: float = option(0.0, "fraction of the images of which a random rectangle is erased", low=0.0, high=1.0)
+    erase_mode: Literal["pixel", "constant"] = option(
+        "pixel", "what erase leaves; pixel: noise; constant: the mean colour"
+    )
     mixup: float = option(0.0, "alpha of MixUp's Beta distribution, at least 0.01; 0: off", low=0.0, high=1000.0)
     cutmix: float = option(
         0.0, "alpha of CutMix's Beta distribution, at least 0.01; 0: off; with mixup too, each batch draws one of them",
         low=0.0, high=1000.0,
+    )
+    repeated: int = option(
+        1, "copies of an image in a batch, each augmented on its own; an epoch then has a part of the images", low=1,
+        high=64,
+    )
+    augment_file: str | None = option(
+        None, "YAML file of an albumentations pipeline that replaces all other augmentations but mixup and cutmix; a "
+        "resume needs the same content",
+        path="file", may_change=True,
+    )
+    augment_until: float = option(
+        1.0, "fraction of the epochs after which images are trained without augmentation, as evaluation sees them",
+        low=0.0, high=1.0,
     )
     augment_backend: Literal["auto", "albumentations", "tensor"] = option(
         "auto",
@@ -215,6 +268,10 @@ class TrainConfig(Config):
     )
 
     option = in_group("debugging")
+    preview_augment: str | None = option(
+        None, "draw what the model gets, 8 draws of 6 training images, into this PNG file, and exit", path="file",
+        may_change=True,
+    )
     fast_dev_run: bool = option(
         False, "one step, one batch of every evaluation, checkpoint and export, in a temporary folder"
     )
@@ -228,23 +285,19 @@ class TrainConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.trackers or len(set(self.trackers)) < len(self.trackers):
-            raise UserError(f"trackers: {self.trackers} is not allowed; name each tracker once, or none")
-        if "none" in self.trackers and len(self.trackers) > 1:
-            raise UserError(f"trackers: {','.join(self.trackers)} is not allowed; none cannot be combined with others")
-        for name in ("mixup", "cutmix"):
-            if 0 < (value := getattr(self, name)) < SMALLEST_ALPHA:
-                raise UserError(f"{name}: {value:g} is not allowed; it must be 0 (off) or at least {SMALLEST_ALPHA:g}")
-        side = DATASETS[self.dataset].image_size or self.image_size
-        resolution_phases(self.resolution, side, total_steps=1)
-        if self.padding_mode == "reflect" and self.crop_padding >= side:
-            raise UserError(
-                f"crop_padding: {self.crop_padding} is not allowed; with padding_mode reflect it must be less than "
-                f"image_size ({side})"
-            )
-        for name in ("crop_padding", "cutout"):
-            if (value := getattr(self, name)) > side:
-                raise UserError(f"{name}: {value} is not allowed; it must be at most image_size ({side})")
+        height, width = parse_size(self.image_size)
+        self.image_size = height if height == width else shown_size((height, width))  # 224x224 is 224
+        check_consistency(self)
+
+    @property
+    def size(self) -> Size:
+        """Height and width in pixels of the images: those of the data set, if it has a fixed size, else image_size."""
+        return parse_size(DATASETS[self.dataset].image_size or self.image_size)
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the images of the data set are fitted to image_size; otherwise they have a size of their own."""
+        return DATASETS[self.dataset].image_size is None
 
     def identity(self) -> dict[str, Any]:
         """The options that decide which run it is: all but those that may change when it is resumed."""

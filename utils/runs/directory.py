@@ -133,19 +133,19 @@ class RunDirectory(AbstractContextManager["RunDirectory"]):
         return folder, read_checkpoint(folder, names)
 
     def start(
-        self, config: TrainConfig, metrics_size: int, source: Path | None, data: Dataset, arithmetic: dict[str, Any]
+        self, config: TrainConfig, metrics_size: int, source: Path | None, data: Dataset, more: dict[str, Any]
     ) -> None:
         """Writes options and environment, cuts metrics.jsonl back to `metrics_size` bytes and opens the trackers.
 
         Args:
             source: the checkpoint that the run resumes from, if any.
-            arithmetic: how numbers are computed; added to environment.json.
+            more: how numbers are computed, and what else environment.json says of the run.
         """
         self.config = config
         with raise_on_all_ranks(self.accelerator):
             if self.accelerator.is_main_process:
                 logged = self._take_over_metrics(metrics_size, source)
-                self.environment = {**describe_environment(self.accelerator), **arithmetic, "data": data.describe()}
+                self.environment = {**describe_environment(self.accelerator), **more, "data": data.describe()}
                 self._open_trackers(logged)
         self._on_failed_setup.pop_all()
         self._phase = "training"

@@ -23,7 +23,7 @@ from utils.system.reading import check_files, check_folder, is_number, read_file
 
 PRECISIONS = ("no", "fp16", "bf16")
 SUMMARY_NUMBERS = ("train_seconds", "epochs", "steps", "images_per_second")  # that the report shows
-LARGEST_FIGURE, LARGEST_SIDE = 2 * 2**20, 4096  # bytes and pixels of lr_finder.png
+LARGEST_FIGURE, LARGEST_SIDE = 2 * 2**20, 4096  # bytes and pixels
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ class SavedRun:
         """The model, on the CPU in eval mode. Raises UserError naming the file that is invalid."""
         return model_from_files(self.files, self.model_folder) if self.files else load_model(self.model_folder)
 
-    def range_test_figure(self) -> bytes | None:
-        """The content of lr_finder.png; None unless it is a PNG of a size that a page can show."""
+    def figure(self, name: str) -> bytes | None:
+        """The content of a figure of the training; None unless it is a PNG of a size that a page can show."""
         try:
-            content = read_file(self.directory / "lr_finder.png", LARGEST_FIGURE)
+            content = read_file(self.directory / name, LARGEST_FIGURE)
             with Image.open(io.BytesIO(content)) as image:
                 return content if image.format == "PNG" and max(image.size) <= LARGEST_SIDE else None
         except (OSError, ValueError, SyntaxError, UserError, Image.DecompressionBombError):
@@ -100,7 +100,7 @@ class SavedRun:
             where = f"{self.data_dir} is not a folder" if self.data_dir else "the run does not say where the images are"
             raise UserError(f"data_dir: {where}; name the folder of the data set with --data_dir")
         split, class_names = load_split(
-            self.dataset, self.data_dir or "", name, model_config.image_size, self.config.memory_fraction
+            self.dataset, self.data_dir or "", name, model_config.geometry, self.config.memory_fraction
         )
         if class_names != model_config.class_names:
             where = f" in {self.data_dir}" if source.reads_data_dir else ""

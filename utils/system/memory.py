@@ -28,14 +28,14 @@ def check_memory(size: float, what: str, device: Any = None) -> None:
         raise UserError(f"{what} needs {size / 2**30:,.1f} GiB of memory, of which {free / 2**30:,.1f} GiB are free")
 
 
-def forward_memory(model: "nn.Module", size: int, images: int = 1, gradients: bool = False) -> int:
+def forward_memory(model: "nn.Module", size: tuple[int, int], images: int = 1, gradients: bool = False) -> int:
     """Bytes of the float32 feature maps that a forward pass holds at a time. Nothing is computed.
 
     0 if the pass fails on the meta device: the size is unknown, and the real pass says what is wrong.
 
     Args:
         model: on the meta device, in eval mode.
-        size: side of the images in pixels.
+        size: height and width of the images in pixels.
         gradients: whether all maps are held, for a backward pass.
     """
     import torch
@@ -47,7 +47,7 @@ def forward_memory(model: "nn.Module", size: int, images: int = 1, gradients: bo
 
     handles = [module.register_forward_hook(note) for module in model.modules() if not [*module.children()]]
     try:
-        model(torch.zeros(images, 3, size, size, device="meta"))
+        model(torch.zeros(images, 3, *size, device="meta"))
     except (RuntimeError, ValueError, TypeError, AssertionError, LookupError):  # whatever a model checks of its input
         return 0
     finally:

@@ -10,9 +10,12 @@ import math
 import os
 import reprlib
 import stat
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from utils.system.errors import UserError, one_line
 from utils.system.memory import check_memory
@@ -22,7 +25,14 @@ MOST_DIGITS = 18  # of a whole number
 MOST_SHOWN = 100  # characters of a value in an error
 WANDB_LINK = "wandb/*run-*/logs/debug-core.log"  # which W&B makes, into the user's cache; nothing opens it
 
-_short = reprlib.Repr()
+
+class _Short(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        """Python refuses to write out a number of some thousand digits."""
+        return "a number of many digits" if x.bit_length() > 1000 else super().repr_int(x, level)
+
+
+_short = _Short()
 _short.maxstring = _short.maxother = MOST_SHOWN
 
 
@@ -122,6 +132,35 @@ def _whole_number(digits: str) -> int:
     if len(digits) > MOST_DIGITS:
         raise ValueError(f"a number has {len(digits)} digits")
     return int(digits)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value in a YAML text: plain data, of which nothing is executed. Raises ValueError with the reason if invalid.
+
+    Repeated keys, of which the last would win silently, and aliases, a few lines of which can expand beyond all memory,
+    are invalid.
+    """
+    try:
+        return yaml.load(text, _PlainLoader)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    # PyYAML's own errors, and Python's, which it lets through for tagged values such as `!!bool x`.
+    except (yaml.YAMLError, LookupError, AttributeError, TypeError) as error:
+        raise ValueError(one_line(error)) from error
+
+
+class _PlainLoader(yaml.SafeLoader):
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"*{self.peek_event().anchor} is an alias; write the value itself")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for name, count in counts.items():
+            if count > 1:
+                raise yaml.YAMLError(f"{name} is given more than once")
+        return super().construct_mapping(node, deep)
 
 
 # -- single values ----------------------------------------------------------------------------------------------------

@@ -176,7 +176,7 @@ def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain")),
         "device": device.type,
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name(),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
         "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "world_size": accelerator.num_processes,
@@ -203,7 +203,8 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def _processor_name() -> str:
+def processor_name() -> str:
+    """The model of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
