@@ -9,14 +9,15 @@ import hashlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import PIL
 
-VERSION = 2  # of the decoding in files.py and preprocessing.py: a change there makes older caches invalid
+VERSION = 3  # of the decoding in files.py and preprocessing.py: a change there makes older caches invalid
+DIGITS = 16  # of the digest in a name
 ABANDONED = 600  # seconds without a write after which the writer of a temporary file is presumed dead
 
 
@@ -41,24 +42,29 @@ def decode_once(
         shape: of the array; the first number may be -1 for any.
         decode: returns the values, as anything that NumPy converts to an array.
     """
-    folder = root / ".decoded"
-    path = folder / f"{name}-{_digest(root, sources)}.npy"
-    _delete(file for file in folder.glob("*.tmp") if _age(file) > ABANDONED)
-    cached = _map(path, shape, np.dtype(dtype))
+    path = cache_file(root, name, sources)
+    cached = map_array(path, shape, np.dtype(dtype))
     if cached is not None:
         return cached
     array = np.ascontiguousarray(decode(), dtype)
     try:
-        _write(path, array)
+        with replacing(path, array.shape, array.dtype) as file:
+            np.lib.format.write_array(file, array, version=(1, 0), allow_pickle=False)
     except OSError:
         return array
-    _delete(file for file in folder.glob(f"{name}-{'?' * 16}.npy") if file != path)
-    cached = _map(path, shape, np.dtype(dtype))
+    cached = map_array(path, shape, np.dtype(dtype))
     return array if cached is None else cached
 
 
+def cache_file(root: Path, name: str, sources: Sequence[str]) -> Path:
+    """The file of the cache; arguments as for decode_once. Deletes what writers left behind that were killed."""
+    folder = root / ".decoded"
+    _delete(file for file in folder.glob("*.tmp") if _age(file) > ABANDONED)
+    return folder / f"{name}-{_digest(root, sources)}.npy"
+
+
 def _digest(root: Path, sources: Sequence[str]) -> str:
-    """16 characters that depend on the files and on what decodes them, not on where root is."""
+    """DIGITS characters that depend on the files and on what decodes them, not on where root is."""
     digest = hashlib.sha256(f"{VERSION} {PIL.__version__}".encode())
     for source in sources:
         try:
@@ -68,14 +74,17 @@ def _digest(root: Path, sources: Sequence[str]) -> str:
             state = "unreadable"  # decoding it says why
         name = source.removeprefix(str(root)).lstrip(os.sep)
         digest.update(os.fsencode(f"\n{name} {state}"))
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:DIGITS]
 
 
-def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
+def map_array(path: Path, shape: tuple[int, ...], dtype: np.dtype, mode: Literal["c", "r"] = "c") -> np.ndarray | None:
     """The cached array, or None if it is missing, damaged or not what is expected.
 
     The header, which may come from a stranger, is read by NumPy in the one format whose length is bounded (64 KB), and
     compared before anything is mapped: no pickle, no array of another size.
+
+    Args:
+        mode: c: copy-on-write; r: read-only, which an array larger than the memory needs.
     """
     try:
         if not path.is_file():  # opening a pipe would wait for a writer
@@ -87,29 +96,33 @@ def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | No
             expected = stored[:1] + shape[1:] if shape[0] < 0 else shape
             if (stored, fortran_order, stored_dtype) != (expected, False, dtype):
                 return None
-            mapped = np.memmap(file, dtype, "c", file.tell(), stored)
+            mapped = np.memmap(file, dtype, mode, file.tell(), stored)
     except Exception:  # on damaged headers NumPy raises errors of almost every kind
         return None
     return np.asarray(mapped)  # as a plain array: indexing a memmap costs more
 
 
-def _write(path: Path, array: np.ndarray) -> None:
-    """Writes the array durably: after a crash the file is complete or missing.
+@contextlib.contextmanager
+def replacing(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> Iterator[BinaryIO]:
+    """A file to write an array to, durably: after a crash the cache is complete or missing. Raises OSError.
 
-    The array is not decoded into a mapped file, since a disk that fills up would then kill the process.
+    Older caches of the same name are deleted. A mapped file is not written to, since a disk that fills up would then
+    kill the process.
     """
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "xb") as file:
-            np.lib.format.write_array(file, array, version=(1, 0), allow_pickle=False)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         # Another machine may have been faster and have mapped its file, which on a network drive must not be replaced.
-        if _map(path, array.shape, array.dtype) is None:
+        if map_array(path, shape, dtype) is None:
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    name = path.stem[:-DIGITS]
+    _delete(file for file in path.parent.glob(f"{name}{'?' * DIGITS}.npy") if file != path)
 
 
 def _age(path: Path) -> float:

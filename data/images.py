@@ -6,18 +6,20 @@ from typing import Any
 
 import numpy as np
 
+from data.photo import ArrayPhoto, Photo
+
 BLOCK = 1024  # images that a digest reads at a time
 
 Positions = Sequence[int] | np.ndarray
 
 
 class Images(ABC):
-    """uint8 RGB images (size, size, 3), fitted to the model's size.
+    """uint8 RGB images (height, width, 3), fitted to the model's size.
 
     A new kind of images implements `__len__` and `take`; the rest follows from them.
 
     Attributes:
-        fitted: whether the images were cropped or scaled, so that they differ from `originals`.
+        fitted: whether the images were cropped or scaled, so that they differ from `photos`.
     """
 
     fitted: bool = False
@@ -27,19 +29,19 @@ class Images(ABC):
 
     @abstractmethod
     def take(self, indices: Positions) -> np.ndarray:
-        """The images at these positions, a new array (n, size, size, 3)."""
+        """The images at these positions, a new array (n, height, width, 3)."""
 
     def decode(self, indices: Positions) -> np.ndarray:
         """As `take`, on several threads if that is faster; not for loader workers, which share the cores."""
         return self.take(indices)
 
-    def originals(self, indices: Positions) -> list[np.ndarray]:
-        """The images at these positions before they were fitted, each (height, width, 3) of its own."""
-        return list(self.take(indices))
+    def photos(self, indices: Positions) -> list[Photo]:
+        """The images at these positions before they were fitted, each of its own size."""
+        return [ArrayPhoto(image) for image in self.take(indices)]
 
     @property
     def in_memory(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """The array that holds the images, (m, size, size, 3), and their positions in it; None if `take` decodes."""
+        """The array that holds the images, (m, height, width, 3), and their positions in it; None if `take` decodes."""
         return None
 
     def content(self) -> Iterator[Any]:
@@ -63,7 +65,7 @@ class InMemory(Images):
     """Images in one array, often a file that all processes of the machine map.
 
     Args:
-        array: uint8 (n, size, size, 3).
+        array: uint8 (n, height, width, 3).
         files: the files that were decoded and fitted to become `array`, if any.
     """
 
@@ -76,8 +78,8 @@ class InMemory(Images):
     def take(self, indices: Positions) -> np.ndarray:
         return self.array[np.asarray(indices)]
 
-    def originals(self, indices: Positions) -> list[np.ndarray]:
-        return self.files.originals(indices) if self.files else super().originals(indices)
+    def photos(self, indices: Positions) -> list[Photo]:
+        return self.files.photos(indices) if self.files else super().photos(indices)
 
     @property
     def in_memory(self) -> tuple[np.ndarray, np.ndarray]:
@@ -96,8 +98,8 @@ class Subset(Images):
     def take(self, indices: Positions) -> np.ndarray:
         return self.images.take(self.indices[np.asarray(indices)])
 
-    def originals(self, indices: Positions) -> list[np.ndarray]:
-        return self.images.originals(self.indices[np.asarray(indices)])
+    def photos(self, indices: Positions) -> list[Photo]:
+        return self.images.photos(self.indices[np.asarray(indices)])
 
     @property
     def in_memory(self) -> tuple[np.ndarray, np.ndarray] | None:

@@ -32,7 +32,7 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 class Batch:
     """This rank's part of one step.
 
-    `images` are uint8 (n, size, size, 3), `labels` int64 (n,), on the CPU or already on the device. `count` of them
+    `images` are uint8 (n, height, width, 3), `labels` int64 (n,), on the CPU or already on the device. `count` of them
     carry weight: n, or 0 for a rank that has no image in this step and got one as a filler. `global_count` is the count
     over all ranks. For mixing, one more image precedes them (see Steps).
     """
@@ -44,7 +44,11 @@ class Batch:
 
 
 class Steps:
-    """For every step of an epoch, the positions in the split that a rank works on.
+    """For every step of an epoch, the images that a rank works on, by position in the split.
+
+    With `repeated` copies of each augmented image in its step, an epoch of as many steps has a part of the images
+    (Hoffer et al. 2020, arXiv:1901.09335). Copy c of an image is the position + c * count, and is augmented on its own.
+    Copies are apart from each other in the batch, since images are mixed with their neighbours.
 
     The part of a rank is contiguous; parts differ by at most one image. A rank whose part is empty (a last batch with
     fewer images than processes) gets the batch's first image as a filler, so that it takes part in the collective
@@ -52,15 +56,27 @@ class Steps:
     are mixed with the one before them, whichever rank has it.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, rank: int, world_size: int, lead: bool = False):
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        lead: bool = False,
+        repeated: int = 1,
+    ):
         self.count, self.batch_size, self.seed, self.lead = count, batch_size, seed, lead
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.repeated = rank, world_size, repeated
         self.steps_per_epoch = math.ceil(count / batch_size)
 
-    def positions(self, epoch: int, first_step: int = 0) -> Iterator[np.ndarray]:
-        order = epoch_order(self.seed, epoch, self.count)
-        for start in range(first_step * self.batch_size, self.count, self.batch_size):
-            batch = order[start : start + self.batch_size]
+    def positions(self, epoch: int, first_step: int = 0, augmented: bool = True) -> Iterator[np.ndarray]:
+        copies = self.repeated if augmented else 1
+        order, images = epoch_order(self.seed, epoch, self.count), math.ceil(self.batch_size / copies)
+        for step in range(first_step, self.steps_per_epoch):
+            size = self._global_count(step)
+            originals = order[step * images :][: math.ceil(size / copies)]
+            batch = (originals + self.count * np.arange(copies)[:, None]).ravel()[:size]
             places = np.array_split(np.arange(len(batch)), self.world_size)[self.rank]
             if not len(places):
                 places = np.zeros(1, dtype=np.int64)
@@ -68,26 +84,31 @@ class Steps:
                 places = np.concatenate([places[:1] - 1, places])
             yield batch[places]
 
+    def _global_count(self, step: int) -> int:
+        return min(self.batch_size, self.count - step * self.batch_size)
+
     def batch(self, step: int, images: Tensor, labels: Tensor) -> Batch:
         """What was loaded for a step of an epoch."""
-        global_count = min(self.batch_size, self.count - step * self.batch_size)
+        global_count = self._global_count(step)
         filler = self.rank >= global_count
         return Batch(images, labels, 0 if filler else len(labels) - self.lead, global_count)
 
 
 class _Batches(TorchDataset):
-    """Fetches whole batches of uint8 images; with a pipeline, each image is augmented for its epoch."""
+    """Fetches whole batches of uint8 images by (epoch, positions): augmented for that epoch, or as they are if it is
+    None."""
 
     def __init__(self, split: Split, pipeline: ImagePipeline | None = None):
         self.split, self.pipeline = split, pipeline
 
-    def __getitems__(self, key: tuple[int, np.ndarray]) -> tuple[Tensor, Tensor]:
-        epoch, positions = key
+    def __getitems__(self, key: tuple[int | None, np.ndarray]) -> tuple[Tensor, Tensor]:
+        epoch, drawn = key
+        positions = drawn % len(self.split)
         images, labels = self.split.images, torch.from_numpy(self.split.labels[positions])
-        if self.pipeline is None:
+        if self.pipeline is None or epoch is None:
             return torch.from_numpy(images.take(positions)), labels
-        batch = images.originals(positions) if self.pipeline.needs_original else images.take(positions)
-        keys = zip(batch, positions.tolist(), strict=True)
+        batch = images.photos(positions) if self.pipeline.takes_photos else images.take(positions)
+        keys = zip(batch, drawn.tolist(), strict=True)
         return torch.from_numpy(np.stack([self.pipeline(image, epoch, index) for image, index in keys])), labels
 
 
@@ -151,14 +172,19 @@ class TrainLoader:
         self, split: Split, pipeline: ImagePipeline, steps: Steps, num_workers: int = 0, pin_memory: bool = False
     ):
         self.steps = steps
-        self._keys: list[tuple[int, np.ndarray]] = []  # (epoch, positions) of the remaining steps of an epoch
-        self._loader = _TorchLoader(
-            _Batches(split, pipeline), self._keys, num_workers, pin_memory, warns=steps.rank == 0
-        )
+        self._images = _Batches(split, pipeline)
+        self._keys: list[tuple[int | None, np.ndarray]] = []  # of the remaining steps of an epoch
+        self._loader = _TorchLoader(self._images, self._keys, num_workers, pin_memory, warns=steps.rank == 0)
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Yields this rank's part of each step of an epoch, from first_step on."""
-        self._keys[:] = [(epoch, positions) for positions in self.steps.positions(epoch, first_step)]
+    def augmented(self, epoch: int, positions: np.ndarray) -> Tensor:
+        """The images at these positions by their draws of an epoch: uint8 (n, height, width, 3)."""
+        return self._images.__getitems__((epoch, positions))[0]
+
+    def epoch(self, epoch: int, first_step: int = 0, augmented: bool = True) -> Iterator[Batch]:
+        """Yields this rank's part of each step of an epoch, from first_step on; not `augmented`: as evaluation sees
+        the images."""
+        draws = epoch if augmented else None
+        self._keys[:] = [(draws, drawn) for drawn in self.steps.positions(epoch, first_step, augmented)]
         for step, (images, labels) in enumerate(self._loader, first_step):
             yield self.steps.batch(step, images, labels)
 
@@ -182,17 +208,27 @@ class DeviceLoader:
         self.images, self.places = torch.from_numpy(images).to(device), torch.from_numpy(places).to(device)
         self.labels = torch.from_numpy(split.labels).to(device)
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Yields this rank's part of each step of an epoch, from first_step on."""
-        choices = self.pipeline.draw(epoch, self.steps.count).to(self.device, non_blocking=True)
-        parts = list(self.steps.positions(epoch, first_step))
+    def augmented(self, epoch: int, positions: np.ndarray) -> Tensor:
+        """As TrainLoader.augmented; on the device."""
+        mine, drawn = torch.from_numpy(positions), self.pipeline.draw(epoch, self.steps.count)
+        images = self.images.index_select(0, self.places[mine.to(self.device)])
+        return self.pipeline(images, drawn[mine].to(self.device), drawn[mine])
+
+    def epoch(self, epoch: int, first_step: int = 0, augmented: bool = True) -> Iterator[Batch]:
+        """As TrainLoader.epoch."""
+        drawn = self.pipeline.draw(epoch, self.steps.count * self.steps.repeated)
+        choices = drawn.to(self.device, non_blocking=True)
+        parts = list(self.steps.positions(epoch, first_step, augmented))
         if not parts:
             return
         sizes = [len(part) for part in parts]
-        positions = torch.from_numpy(np.concatenate(parts)).to(self.device, non_blocking=True)
-        for step, mine in enumerate(positions.split(sizes), first_step):
-            images = self.pipeline(self.images.index_select(0, self.places[mine]), choices.index_select(0, mine))
-            yield self.steps.batch(step, images, self.labels.index_select(0, mine))
+        indices = torch.from_numpy(np.concatenate(parts)).to(self.device, non_blocking=True)
+        for step, (mine, part) in enumerate(zip(indices.split(sizes), parts, strict=True), first_step):
+            positions = mine % self.steps.count
+            images = self.images.index_select(0, self.places[positions])
+            if augmented:
+                images = self.pipeline(images, choices.index_select(0, mine), drawn[torch.from_numpy(part)])
+            yield self.steps.batch(step, images, self.labels.index_select(0, positions))
 
 
 class EvaluationLoader:
@@ -214,7 +250,7 @@ class EvaluationLoader:
         batches = [range(start, min(start + batch_size, len(split))) for start in range(0, len(split), batch_size)]
         self.count, self.batch_size = len(split), batch_size
         self.rounds = math.ceil(len(batches) / world_size)
-        mine = [(0, np.arange(batch.start, batch.stop)) for batch in batches[rank::world_size]]
+        mine = [(None, np.arange(batch.start, batch.stop)) for batch in batches[rank::world_size]]
         self._empty_rounds = self.rounds - len(mine)
         self._loader = _TorchLoader(_Batches(split), mine, num_workers, pin_memory, warns=rank == 0)
 

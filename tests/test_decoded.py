@@ -110,11 +110,11 @@ def test_changed_image_is_decoded_again(root, change):
 
 def test_sizes_stand_side_by_side(root, monkeypatch):
     for size in (32, 16):
-        load(root, image_size=size)
+        load(root, geometry=size)
     assert stored(root) == ["test-16", "test-32", "train-16", "train-32"]
     monkeypatch.setattr(data.files, "read_image", refuse)
-    assert load(root, image_size=32).train.images.array.shape == (12, 32, 32, 3)
-    assert load(root, image_size=16).train.images.array.shape == (12, 16, 16, 3)
+    assert load(root, geometry=32).train.images.array.shape == (12, 32, 32, 3)
+    assert load(root, geometry=16).train.images.array.shape == (12, 16, 16, 3)
 
 
 @pytest.mark.parametrize(("module", "name"), [(decoded, "VERSION"), (decoded.PIL, "__version__")])
@@ -126,9 +126,11 @@ def test_another_decoder_decodes_again(root, monkeypatch, module, name):
         load(root)
 
 
-def test_sets_that_stay_on_disk_store_nothing(root):
-    load(root, memory_fraction=0.0)
-    assert not (root / ".decoded").exists()
+def test_sets_that_stay_on_disk_store_their_mean_and_std_alone(root):
+    decoded = load(root, memory_fraction=0.0)
+    assert stored(root) == ["statistics-32"]
+    again = load(root, memory_fraction=0.0)
+    assert (again.mean, again.std) == (decoded.mean, decoded.std)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

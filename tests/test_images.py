@@ -57,7 +57,7 @@ def test_subset_of_a_subset_counts_from_the_whole():
         part = images.subset(np.arange(100, 200)).subset(np.array([3, 1]))
         assert len(part) == 2
         assert (part[:] == PIXELS[[103, 101]]).all()
-        assert (np.stack(part.originals([0, 1])) == PIXELS[[103, 101]]).all()
+        assert (np.stack([photo.whole() for photo in part.photos([0, 1])]) == PIXELS[[103, 101]]).all()
 
 
 def test_only_images_in_memory_are_augmented_on_the_device(split):

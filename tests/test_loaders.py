@@ -12,7 +12,7 @@ from data.augment import BatchPipeline, ImagePipeline
 from data.files import ImageFiles
 from data.images import InMemory
 from data.loaders import Batch, DeviceLoader, EvaluationLoader, Steps, TrainLoader, epoch_order
-from data.preprocessing import to_input
+from data.preprocessing import square, to_input
 from data.splits import Split
 from tests.conftest import augmentations
 from utils.system.errors import UserError
@@ -66,6 +66,33 @@ def of_numbered(batches: Iterator[Batch]) -> list[Batch]:
     batches = list(batches)
     assert all((batch.labels[:, None, None, None] == batch.images).all() for batch in batches)
     return batches
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("batch_size", "copies"), [(8, 2), (9, 2), (7, 3), (50, 4), (200, 2), (3, 3)])
+def test_copies_of_an_image_share_a_step_and_differ_by_their_augmentation(kind, batch_size, copies):
+    split = coloured(50)
+
+    def repeating(rank: int, world_size: int, augmented: bool = True) -> list[Batch]:
+        steps = Steps(50, batch_size, 0, rank, world_size, repeated=copies)
+        chosen = augmentations(SIZE, 4, "random")
+        if kind is DeviceLoader:
+            device = torch.device("cpu")
+            return list(DeviceLoader(split, BatchPipeline(chosen), steps, device).epoch(1, augmented=augmented))
+        return list(TrainLoader(split, ImagePipeline(chosen), steps).epoch(1, augmented=augmented))
+
+    seen, different = list[int](), 0
+    for batch, *parts in zip(repeating(0, 1), repeating(0, 2), repeating(1, 2), strict=True):
+        assert batch.labels.tolist() == [index for part in parts for index in weighted(part)]
+        assert torch.equal(batch.images, torch.cat([part.images[: part.count] for part in parts]))
+        images, counts = np.unique(batch.labels, return_counts=True)
+        assert (len(images), counts.max() - counts.min() <= 1) == (math.ceil(len(batch.labels) / copies), True)
+        different += len(torch.unique(batch.images, dim=0))
+        seen += images.tolist()
+    assert len(seen) == len(set(seen))  # none in two steps
+    assert different > 45  # of 50, drawn from 162 places and directions
+    without = [index for batch in repeating(0, 1, augmented=False) for index in weighted(batch)]
+    assert sorted(without) == list(range(50))
 
 
 # -- training: order and parts ----------------------------------------------------------------------------------------
@@ -262,7 +289,7 @@ def test_images_on_the_device_stay_as_they_are(augmentation):
 
 def test_unreadable_file_reaches_the_user_from_a_worker(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
-    split = Split(ImageFiles([tmp_path / "broken.png"] * 4, SIZE), np.zeros(4, np.int64))
+    split = Split(ImageFiles([tmp_path / "broken.png"] * 4, square(SIZE)), np.zeros(4, np.int64))
     with pytest.raises(UserError, match=r"broken\.png is not a readable image"):
         list(loader(split, 2, num_workers=1).epoch(0))
 

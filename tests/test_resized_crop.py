@@ -12,10 +12,11 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
 from data.augment import BatchPipeline, ImagePipeline
-from data.augment.resized_crop import TRIES, ResizedCrop
+from data.augment.resized_crop import TORCH_MODES, TRIES, ResizedCrop, scale_one_by_one, scale_together
 from data.files import ImageFiles, decode_file
 from data.images import InMemory
 from data.loaders import DeviceLoader, Steps, TrainLoader
+from data.preprocessing import INTERPOLATIONS, Geometry, square
 from data.sources import load_dataset, load_split
 from data.splits import Split
 from tests.conftest import augmentations
@@ -29,11 +30,11 @@ SIZES = [(32, 32), (375, 500), (600, 200), (100, 1000), (1000, 30), (3, 5), (1, 
 
 
 def boxes(height: int, width: int, count: int, **options) -> np.ndarray:
-    return ResizedCrop(32, **options).draw_boxes(np.random.default_rng(0), height, width, count)
+    return ResizedCrop(square(32), **options).draw_boxes(np.random.default_rng(0), height, width, count)
 
 
 def pipelines(size: int, **options) -> tuple[ImagePipeline, BatchPipeline]:
-    steps = [ResizedCrop(size), *augmentations(size, **options)]
+    steps = [ResizedCrop(square(size)), *augmentations(size, **options)]
     return ImagePipeline(steps), BatchPipeline(steps)
 
 
@@ -71,6 +72,14 @@ def test_boxes_are_those_of_the_published_loop(height, width):
         assert found == [top, left, box_height, box_width]
 
 
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_a_single_image_gets_the_box_of_a_batch_of_one(height, width):
+    augmentation = ResizedCrop(square(32))
+    for seed in range(300):
+        single = augmentation.draw_box(np.random.default_rng(seed), height, width)
+        assert list(single) == augmentation.draw_boxes(np.random.default_rng(seed), height, width, 1)[:, 0].tolist()
+
+
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (375, 500), (600, 200)])
 def test_boxes_are_distributed_as_torchvisions(height, width):
     torch.manual_seed(0)
@@ -89,7 +98,7 @@ def test_area_is_uniform_and_the_logarithm_of_the_ratio_too():
 
 
 def test_choices_of_an_image_depend_on_seed_epoch_and_index_alone():
-    augmentation = ResizedCrop(32)
+    augmentation = ResizedCrop(square(32))
     many = augmentation.draw(1, 2, 1000)
     for count in (1, 7, 999):
         assert (augmentation.draw(1, 2, count) == many[:, :count]).all()
@@ -100,20 +109,38 @@ def test_choices_of_an_image_depend_on_seed_epoch_and_index_alone():
 # -- the image --------------------------------------------------------------------------------------------------------
 
 
-def by_pillow(image: np.ndarray, box: list[int], size: int) -> np.ndarray:
+def by_pillow(image: np.ndarray, box: list[int], size: tuple[int, int], interpolation: str) -> np.ndarray:
     top, left, height, width = box
     part = Image.fromarray(image[top : top + height, left : left + width])
-    return np.asarray(part.resize((size, size), Image.Resampling.BILINEAR))
+    return np.asarray(part.resize(size[::-1], INTERPOLATIONS[interpolation]))
 
 
-def test_batches_are_scaled_as_pillow_does():
+@pytest.mark.parametrize(
+    ("way", "interpolation"),
+    [*((scale_one_by_one, mode) for mode in TORCH_MODES), *((scale_together, mode) for mode in INTERPOLATIONS)],
+)
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(32, 32, (32, 32)), (64, 40, (40, 24)), (9, 120, (30, 30)), (1, 1, (4, 3))]
+)
+def test_batches_are_scaled_as_pillow_does(height, width, size, way, interpolation):
+    images = np.random.default_rng(0).integers(0, 256, (60, height, width, 3), dtype=np.uint8)
+    parts = boxes(height, width, 60)
+    found = way(torch.from_numpy(images), torch.from_numpy(parts), size, interpolation).numpy()
+    pairs = zip(images, parts.T.tolist(), strict=True)
+    expected = np.stack([by_pillow(image, box, size, interpolation) for image, box in pairs])
+    assert (found.shape, found.dtype) == (expected.shape, np.uint8)
+    difference = np.abs(found.astype(int) - expected)
+    assert (difference.max() <= 2, (difference > 1).mean() < 1e-4) == (True, True)
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_a_batch_gets_the_parts_that_were_drawn(interpolation):
     images = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
-    _, pipeline = pipelines(32)
+    pipeline = BatchPipeline([ResizedCrop(Geometry((32, 32), interpolation=interpolation))])
     choices = pipeline.draw(0, len(images))
-    found = pipeline(torch.from_numpy(images), choices).numpy()
-    expected = np.stack([by_pillow(image, box, 32) for image, box in zip(images, choices.tolist(), strict=True)])
-    assert (found.shape, found.dtype) == (images.shape, np.uint8)
-    assert np.abs(found.astype(int) - expected).max() <= 1
+    found = pipeline(torch.from_numpy(images), choices)
+    expected = scale_together(torch.from_numpy(images), choices.T, (32, 32), interpolation)
+    assert (found.int() - expected.int()).abs().max() <= 2
 
 
 def test_a_part_that_is_shrunk_is_antialiased():
@@ -170,7 +197,7 @@ def load(root: Path, memory_fraction: float) -> Split:
 def test_the_unfitted_photo_reaches_it_from_memory_and_from_disk(photos, memory_fraction):
     split = load(photos, memory_fraction)
     assert split.images[:][..., 0].max() < 60  # fitted, all are blue
-    assert [image.shape for image in split.images.originals([0, 1])] == [(40, 120, 3), (56, 168, 3)]
+    assert [photo.whole().shape for photo in split.images.photos([0, 1])] == [(40, 120, 3), (56, 168, 3)]
     (batch,) = TrainLoader(split, pipelines(24)[0], Steps(12, 12, 0, 0, 1)).epoch(0)
     assert batch.images.shape == (12, 24, 24, 3)
     assert (batch.images[..., 0] > 150).flatten(1).any(1).sum() >= 8
@@ -178,7 +205,7 @@ def test_the_unfitted_photo_reaches_it_from_memory_and_from_disk(photos, memory_
 
 def test_photos_are_the_same_in_any_order_and_on_any_number_of_workers_and_ranks(photos):
     seen, single = set(), pipelines(24)[0]
-    originals = load(photos, 0.0).images.originals(range(12))
+    originals = load(photos, 0.0).images.photos(range(12))
     expected = [single(image, 2, index) for index, image in enumerate(originals)]
     assert all((single(originals[index], 2, index) == expected[index]).all() for index in reversed(range(12)))
     for memory_fraction, workers, world_size in ((0.0, 2, 1), (0.5, 0, 1), (0.0, 1, 2)):
@@ -196,8 +223,8 @@ def test_a_subset_has_the_originals_of_its_own_images(photos):
     for memory_fraction in (0.0, 0.5):
         part = load(photos, memory_fraction).subset(np.array([7, 2]))
         assert part.images.fitted
-        for image, path in zip(part.images.originals([0, 1]), part.paths, strict=True):
-            assert (image == np.asarray(decode_file(path))).all()
+        for photo, path in zip(part.images.photos([0, 1]), part.paths, strict=True):
+            assert (photo.whole() == np.asarray(decode_file(path))).all()
 
 
 def test_arrays_are_cut_on_the_device():
@@ -213,7 +240,7 @@ def test_fitted_images_are_augmented_one_by_one_and_refused_on_the_device(photos
     data = load_dataset("imagefolder", photos, 24, memory_fraction=0.5)
     accelerator = Accelerator(cpu=True)
     assert choose_backend(TrainConfig(), None, data, accelerator) == "tensor"
-    monkeypatch.setattr(loading, "create_augmentations", lambda *_: [ResizedCrop(24)])
+    monkeypatch.setattr(loading, "create_augmentations", lambda *_: [ResizedCrop(square(24))])
     assert choose_backend(TrainConfig(), None, data, accelerator) == "albumentations"
     with pytest.raises(UserError, match=r"tensor augments images that were fitted.*use auto or albumentations"):
         choose_backend(TrainConfig(augment_backend="tensor"), None, data, accelerator)
@@ -224,6 +251,6 @@ def test_fitted_images_are_augmented_one_by_one_and_refused_on_the_device(photos
 def test_a_photo_is_decoded_at_its_own_size_unless_it_is_fitted(tmp_path):
     Image.new("RGB", (1600, 1200), "red").save(tmp_path / "photo.jpg")
     assert decode_file(tmp_path / "photo.jpg").size == (1600, 1200)
-    assert decode_file(tmp_path / "photo.jpg", 100).size == (200, 150)
-    files = ImageFiles([tmp_path / "photo.jpg"], 100)
-    assert (files.take([0]).shape, files.originals([0])[0].shape) == ((1, 100, 100, 3), (1200, 1600, 3))
+    assert decode_file(tmp_path / "photo.jpg", 12).size == (200, 150)
+    files = ImageFiles([tmp_path / "photo.jpg"], square(100))
+    assert (files.take([0]).shape, files.photos([0])[0].whole().shape) == ((1, 100, 100, 3), (1200, 1600, 3))
