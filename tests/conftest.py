@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from data.augment import create_augmentations
 from data.augment.augmentation import Augmentation
+from data.preprocessing import square
 from tests.processes import run as run_processes
 from tests.processes import train_script
 from utils.config import AnalyzeConfig, TrainConfig
@@ -30,7 +31,7 @@ def augmentations(
     config = TrainConfig(
         crop_padding=crop_padding, horizontal_flip=horizontal_flip, cutout=cutout, padding_mode=padding_mode
     )
-    return create_augmentations(config, size, fill)
+    return create_augmentations(config, square(size), fill, (0.25, 0.25, 0.25))
 
 
 def pytest_configure(config: pytest.Config) -> None:

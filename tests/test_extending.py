@@ -21,24 +21,24 @@ PAGES = sorted((ROOT / "docs" / "extending").glob("*.md"))
 BLOCK = re.compile(r"```(python|jinja|diff)\n(.*?)```", re.DOTALL)
 COUNT = 60  # images of each split
 OPTIONS = """--dataset arrays --model plainnet --optimizer lion --trackers csv --lr 0.001 --width 16 --batch_size 16
-    --epochs 1 --crop_padding 1 --cutout 0 --log_every_steps 1 --grayscale 0.5"""
-GRAYSCALE = """
+    --epochs 1 --crop_padding 1 --cutout 0 --log_every_steps 1 --invert 0.5"""
+INVERT = """
 import numpy as np, torch
 from data.augment import BatchPipeline, ImagePipeline, create_augmentations
+from data.preprocessing import square
 from utils.config import TrainConfig
 
 images = np.random.default_rng(0).integers(256, size=(200, 8, 8, 3), dtype=np.uint8)
-config = TrainConfig(crop_padding=0, horizontal_flip="none", cutout=0, grayscale=0.25)
-augmentations = create_augmentations(config, 8, (0, 0, 0))
+config = TrainConfig(crop_padding=0, horizontal_flip="none", cutout=0, invert=0.25)
+augmentations = create_augmentations(config, square(8), (0, 0, 0), (1, 1, 1))
 batch, single = BatchPipeline(augmentations), ImagePipeline(augmentations)
 for augmented in (
     batch(torch.from_numpy(images), batch.draw(0, len(images))).numpy(),
     np.stack([single(image, 0, index) for index, image in enumerate(images)]),
 ):
-    grey = (augmented == augmented[..., :1]).all((1, 2, 3))
-    assert (augmented[~grey] == images[~grey]).all()
-    assert np.abs(augmented[grey, ..., 0] - images[grey] @ (0.299, 0.587, 0.114)).max() <= 1
-    print(grey.sum())
+    inverted = (augmented == 255 - images).all((1, 2, 3))
+    assert (augmented[~inverted] == images[~inverted]).all()
+    print(inverted.sum())
 """
 
 
@@ -109,8 +109,8 @@ def test_added_data_set_is_trained_and_evaluated(run):
 
 
 def test_added_augmentation_is_drawn_by_both_backends(extended):
-    for grey in python(extended, "-c", GRAYSCALE).split():
-        assert 25 < int(grey) < 75  # of 200, a quarter of them
+    for inverted in python(extended, "-c", INVERT).split():
+        assert 25 < int(inverted) < 75  # of 200, a quarter of them
 
 
 def test_added_model_is_explained(run):

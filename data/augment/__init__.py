@@ -7,7 +7,6 @@ import os
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing albumentations would ask the package index
 
-import random
 from collections.abc import Sequence
 from pkgutil import resolve_name
 
@@ -17,7 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.augment.augmentation import Augmentation, Canvas
+from data.augment.augmentation import Augmentation, Canvas, Channels, generators
+from data.augment.pipeline_file import FilePipeline
+from data.photo import ArrayPhoto, Photo
+from data.preprocessing import Geometry
 from utils.config import TrainConfig
 
 # One thread per loader process: the images are small, and the cores belong to the training.
@@ -27,19 +29,31 @@ AUGMENTATIONS = (  # in the order in which single images get them
     "resized_crop.ResizedCrop",
     "crop.PaddedCrop",
     "flip.HorizontalFlip",
+    "flip.VerticalFlip",
+    "rotate.Rotate",
+    "policy.AutomaticAugmentation",
+    "color_jitter.ColorJitter",
+    "grayscale.Grayscale",
+    "blur.GaussianBlur",
     "cutout.CutOut",
+    "erase.Erase",
 )
 
 
-def create_augmentations(config: TrainConfig, image_size: int, mean: tuple[float, float, float]) -> list[Augmentation]:
+def create_augmentations(
+    config: TrainConfig, geometry: Geometry, mean: Channels, std: Channels, pipeline: bytes = b""
+) -> list[Augmentation]:
     """The augmentations that the options turn on, in order.
 
     Args:
-        image_size: side of the images in pixels.
-        mean: of the training images per channel, on a scale of 0 to 1.
+        geometry: of the images.
+        mean, std: of the training images per channel, on a scale of 0 to 1.
+        pipeline: the content of `augment_file`, if there is one, which replaces all others.
     """
+    if config.augment_file is not None:
+        return [FilePipeline(pipeline, config.augment_file, geometry.size)]
     kinds = (resolve_name(f"data.augment.{name}") for name in AUGMENTATIONS)
-    augmentations = (kind.from_config(config, image_size, mean) for kind in kinds)
+    augmentations = (kind.from_config(config, geometry, mean, std) for kind in kinds)
     return [augmentation for augmentation in augmentations if augmentation]
 
 
@@ -48,31 +62,39 @@ class ImagePipeline:
 
     albumentations keeps one generator per pipeline, which repeats itself across workers and epochs; it is therefore
     replaced for every image.
+
+    Attributes:
+        takes_photos: whether images come as photos, before they are fitted.
     """
 
     def __init__(self, augmentations: Sequence[Augmentation], seed: int = 0):
         self.augmentations, self.seed = augmentations, seed
-        self.needs_original = any(step.needs_original for step in augmentations)
+        self._cutting = next((step for step in augmentations if step.needs_original), None)
+        self.takes_photos = self._cutting is not None
         self.transform = A.Compose([transform for step in augmentations for transform in step.transforms()])
 
-    def __call__(self, image: np.ndarray, epoch: int, index: int) -> np.ndarray:
-        entropy = np.random.SeedSequence([self.seed, epoch, index]).generate_state(2, np.uint64)
-        generator = np.random.Generator(np.random.PCG64(int(entropy[0])))
-        self.transform.set_random_state(generator, random.Random(int(entropy[1])))
+    def __call__(self, image: np.ndarray | Photo, epoch: int, index: int) -> np.ndarray:
+        """Augments an image by its draw in an epoch."""
+        if self._cutting:
+            photo = image if isinstance(image, Photo) else ArrayPhoto(image)
+            image = self._cutting.cut(photo, self.seed, epoch, index)
+        assert isinstance(image, np.ndarray)
+        if self.transform.transforms:
+            self.transform.set_random_state(*generators(self.seed, epoch, index))
         for step in self.augmentations:
             image = step.prepare(image, self.seed, epoch, index)
-        return self.transform(image=image)["image"]
+        return self.transform(image=image)["image"] if self.transform.transforms else image
 
 
 class BatchPipeline:
-    """Augments batches of uint8 RGB images (n, size, size, 3), without Python work or a memory copy per image.
+    """Augments batches of uint8 RGB images (n, height, width, 3), without Python work or a memory copy per image.
 
-    The choices of an epoch are drawn on the CPU, so they are the same on every device. Augmentations on the canvas come
-    last, so that they share one.
+    The choices of an epoch are drawn on the CPU, so they are the same on every device. Augmentations come by their
+    stage, so that those on the canvas share one.
     """
 
     def __init__(self, augmentations: Sequence[Augmentation], seed: int = 0):
-        self.augmentations = sorted(augmentations, key=lambda step: step.on_canvas)
+        self.augmentations = sorted(augmentations, key=lambda step: step.stage)
         self.seed, self.margin = seed, sum(step.margin for step in augmentations)
         self._rows = [len(step.draw(seed, 0, 1)) for step in self.augmentations]
 
@@ -81,9 +103,17 @@ class BatchPipeline:
         drawn = [step.draw(self.seed, epoch, count) for step in self.augmentations]
         return torch.from_numpy(np.concatenate([np.empty((0, count), np.int64), *drawn]).T.copy())
 
-    def __call__(self, images: Tensor, choices: Tensor) -> Tensor:
-        """Augments images by the rows of `draw` that belong to them, on the same device."""
+    def __call__(self, images: Tensor, choices: Tensor, on_host: Tensor | None = None) -> Tensor:
+        """Augments images by the rows of `draw` that belong to them.
+
+        Args:
+            choices: on the device of the images.
+            on_host: the same on the CPU; by default they are copied from the device, which the host waits for.
+        """
         canvas = Canvas(images, self.margin)
-        for step, own in zip(self.augmentations, choices.split(self._rows, 1), strict=True):
-            step.apply(canvas, *own.unbind(1))
+        if on_host is None:
+            on_host = choices.cpu() if any(step.on_host for step in self.augmentations) else choices
+        both = zip(choices.split(self._rows, 1), on_host.split(self._rows, 1), strict=True)
+        for step, (on_device, host) in zip(self.augmentations, both, strict=True):
+            step.apply(canvas, *(host if step.on_host else on_device).unbind(1))
         return canvas.images

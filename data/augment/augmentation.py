@@ -8,6 +8,7 @@ The two backends draw differently, so a run keeps the one that it began with:
 - albumentations: images are augmented one by one, each with a generator of its own.
 """
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
@@ -17,7 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.photo import Photo
+from data.preprocessing import Geometry
 from utils.config import TrainConfig
+
+Channels = tuple[float, float, float]
+UNIT = 4096  # so that products of a factor and a pixel, below 2^24, are exact in float32
 
 
 class Augmentation(ABC):
@@ -25,24 +31,26 @@ class Augmentation(ABC):
 
     Attributes:
         streams: the numbers of its streams for the tensor backend; no two augmentations share one.
-        on_canvas: whether it moves or paints on a batch's canvas; those that do come last in a batch.
+        stage: when a batch gets it: 0 before the canvas, 1 on the canvas, where it moves or paints, 2 after it.
         margin: pixels around the image that it needs on the canvas.
-        needs_original: whether it takes the image before it is fitted to the model's size, and fits it itself.
+        on_host: whether `apply` gets its choices on the CPU, such as to group the images by what happens to them.
+        needs_original: whether it takes the photo before it is fitted to the model's size, by `cut`.
     """
 
     streams: ClassVar[tuple[int, ...]]
-    on_canvas: ClassVar[bool] = False
+    stage: ClassVar[Literal[0, 1, 2]] = 0
+    on_host: ClassVar[bool] = False
     needs_original: ClassVar[bool] = False
     margin: int = 0
 
     @classmethod
     def from_config(
-        cls, config: TrainConfig, image_size: int, mean: tuple[float, float, float]
+        cls, config: TrainConfig, geometry: Geometry, mean: Channels, std: Channels
     ) -> "Augmentation | None":
-        """As the options ask for it, for images of `image_size` pixels a side; None if it is off, as it is by default.
+        """As the options ask for it, for images of the geometry's size; None if it is off, as it is by default.
 
         Args:
-            mean: of the training images per channel, on a scale of 0 to 1.
+            mean, std: of the training images per channel, on a scale of 0 to 1.
         """
         return None
 
@@ -62,6 +70,10 @@ class Augmentation(ABC):
         """What happens to a single image before any transform, if it depends on more than a random generator."""
         return image
 
+    def cut(self, photo: Photo, seed: int, epoch: int, index: int) -> np.ndarray:
+        """The image of the model's size that it makes of a photo, before all else, if it `needs_original`."""
+        raise NotImplementedError
+
 
 class SingleImage(A.ImageOnlyTransform):
     """An augmentation of single images that albumentations does not have.
@@ -79,9 +91,30 @@ class SingleImage(A.ImageOnlyTransform):
         return self.augment(img, self)
 
 
+def image_stream(seed: int, epoch: int, index: int, number: int) -> np.random.Generator:
+    """A stream of random numbers for a single image, independent of those that its transforms get."""
+    return np.random.default_rng([seed, epoch, index, 1 + number])
+
+
 def stream(seed: int, epoch: int, number: int) -> np.random.Generator:
     """A stream of random numbers, independent of those of the data order."""
     return np.random.default_rng([seed, epoch, 1 + number])  # 0 at the end would be the stream of the order
+
+
+def to_fixed(values: np.ndarray) -> np.ndarray:
+    """Real numbers as choices, int64: rounded to multiples of 1 / UNIT."""
+    return np.rint(values * UNIT).astype(np.int64)
+
+
+def from_fixed(choices: Tensor) -> Tensor:
+    """The real numbers that `to_fixed` gave, float32 and exact below 2^12."""
+    return choices.float() / UNIT
+
+
+def generators(seed: int, epoch: int, index: int) -> tuple[np.random.Generator, random.Random]:
+    """The two generators that albumentations draws from, for one image in one epoch."""
+    entropy = np.random.SeedSequence([seed, epoch, index]).generate_state(2, np.uint64)
+    return np.random.Generator(np.random.PCG64(int(entropy[0]))), random.Random(int(entropy[1]))
 
 
 class Canvas:
@@ -91,7 +124,7 @@ class Canvas:
     and no Python work per image.
 
     Args:
-        images: uint8 (n, size, size, 3).
+        images: uint8 (n, height, width, 3).
         margin: pixels on each side, enough for all augmentations together.
     """
 
@@ -104,11 +137,11 @@ class Canvas:
 
     @property
     def images(self) -> Tensor:
-        """uint8 (n, size, size, 3)."""
+        """uint8 (n, height, width, 3)."""
         if self._pixels is not None:
-            size = self._images.shape[1]
-            crops = self._windows(size, self._corner)[self._item, self._row, self._column]
-            self.images = crops.unflatten(2, (size, 3))
+            height, width = self._images.shape[1:3]
+            crops = self._windows(height, width, self._corner)[self._item, self._row, self._column]
+            self.images = crops.unflatten(2, (width, 3))
         return self._images
 
     @images.setter
@@ -131,15 +164,16 @@ class Canvas:
             value: uint8 (3,), on the device.
         """
         self._lay_out()
-        windows = self._windows(side, self._corner - side // 2)
+        windows = self._windows(side, side, self._corner - side // 2)
         windows[self._item, self._row + row, self._column + column] = value.repeat(side)
 
     def _lay_out(self) -> None:
         if self._pixels is not None:
             return
-        count, size, margin = len(self._images), self._images.shape[1], self._margin
-        self._pixels = self._images.new_zeros(count, size + 2 * margin, size + 2 * margin, 3)
-        self._pixels[:, margin : margin + size, margin : margin + size] = self._images
+        count, height, width, _ = self._images.shape
+        margin = self._margin
+        self._pixels = self._images.new_zeros(count, height + 2 * margin, width + 2 * margin, 3)
+        self._pixels[:, margin : margin + height, margin : margin + width] = self._images
         self._item = torch.arange(count, device=self._images.device)
         self._corner, self._row, self._column = margin, 0, 0
 
@@ -147,19 +181,20 @@ class Canvas:
         """Mirrors the images at their borders, which they must not have left yet."""
         pixels, start = self._pixels, self._corner
         assert pixels is not None
-        end = start + self._images.shape[1]
-        low, high = start - padding, end + padding
-        pixels[:, low:start, start:end] = pixels[:, start + 1 : start + 1 + padding, start:end].flip(1)
-        pixels[:, end:high, start:end] = pixels[:, end - 1 - padding : end - 1, start:end].flip(1)
-        pixels[:, low:high, low:start] = pixels[:, low:high, start + 1 : start + 1 + padding].flip(2)
-        pixels[:, low:high, end:high] = pixels[:, low:high, end - 1 - padding : end - 1].flip(2)
+        bottom, right = start + self._images.shape[1], start + self._images.shape[2]
+        low, across = start - padding, slice(start, right)
+        pixels[:, low:start, across] = pixels[:, start + 1 : start + 1 + padding, across].flip(1)
+        pixels[:, bottom : bottom + padding, across] = pixels[:, bottom - 1 - padding : bottom - 1, across].flip(1)
+        down = slice(low, bottom + padding)
+        pixels[:, down, low:start] = pixels[:, down, start + 1 : start + 1 + padding].flip(2)
+        pixels[:, down, right : right + padding] = pixels[:, down, right - 1 - padding : right - 1].flip(2)
 
-    def _windows(self, size: int, start: int) -> Tensor:
-        """The square windows whose corners are at least `start` pixels from the canvas's, as a view (n, places, places,
-        size, 3 * size)."""
+    def _windows(self, height: int, width: int, start: int) -> Tensor:
+        """The windows of that size whose corners are at least `start` pixels from the canvas's, as a view (n, rows,
+        columns, height, 3 * width)."""
         pixels = self._pixels
         assert pixels is not None
-        count, side = pixels.shape[:2]
-        places = side - size + 1 - start
-        shape, strides = (count, places, places, size, 3 * size), (3 * side * side, 3 * side, 3, 3 * side, 1)
-        return pixels.as_strided(shape, strides, pixels.storage_offset() + start * (3 * side + 3))
+        count, rows, columns, _ = pixels.shape
+        shape = (count, rows - height + 1 - start, columns - width + 1 - start, height, 3 * width)
+        strides = (3 * rows * columns, 3 * columns, 3, 3 * columns, 1)
+        return pixels.as_strided(shape, strides, pixels.storage_offset() + start * (3 * columns + 3))

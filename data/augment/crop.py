@@ -8,29 +8,32 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from data.augment.augmentation import Augmentation, Canvas, stream
+from data.augment.augmentation import Augmentation, Canvas, Channels, stream
+from data.preprocessing import Geometry
 from utils.config import TrainConfig
+from utils.config.resolution import Size
 
 
 class PaddedCrop(Augmentation):
     """Pads the image on each side and crops it to its size at a random place.
 
     Args:
-        size: side of the images in pixels.
+        size: height and width of the images in pixels.
         padding: pixels on each side.
         mode: "zeros", or "reflect" for the image mirrored at its border.
     """
 
     streams = (0, 1)
-    on_canvas = True
+    stage = 1
 
-    def __init__(self, size: int, padding: int, mode: Literal["zeros", "reflect"]):
+    def __init__(self, size: Size, padding: int, mode: Literal["zeros", "reflect"]):
         self.size, self.padding, self.mode = size, padding, mode
         self.margin = padding
 
     @classmethod
-    def from_config(cls, config: TrainConfig, image_size: int, mean: tuple[float, float, float]) -> Augmentation | None:
-        return cls(image_size, config.crop_padding, config.padding_mode) if config.crop_padding else None
+    def from_config(cls, config: TrainConfig, geometry: Geometry, mean: Channels, std: Channels) -> Augmentation | None:
+        asked = config.crop == "pad" and config.crop_padding
+        return cls(geometry.size, config.crop_padding, config.padding_mode) if asked else None
 
     def draw(self, seed: int, epoch: int, count: int) -> np.ndarray:
         """Row and column of the crop's corner in the padded image."""
@@ -42,4 +45,4 @@ class PaddedCrop(Augmentation):
 
     def transforms(self) -> Sequence[A.BasicTransform]:
         border = cv2.BORDER_REFLECT_101 if self.mode == "reflect" else cv2.BORDER_CONSTANT
-        return A.Pad(padding=self.padding, fill=0, border_mode=border), A.RandomCrop(self.size, self.size)
+        return A.Pad(padding=self.padding, fill=0, border_mode=border), A.RandomCrop(*self.size)

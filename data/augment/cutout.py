@@ -7,35 +7,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.augment.augmentation import Augmentation, Canvas, SingleImage, stream
+from data.augment.augmentation import Augmentation, Canvas, Channels, SingleImage, stream
+from data.preprocessing import Geometry, mean_colour
 from utils.config import TrainConfig
+from utils.config.resolution import Size
 
 
 class CutOut(Augmentation):
     """Fills a square whose centre is uniform over the image's pixels and which hangs over the border there.
 
     Args:
-        size: side of the images in pixels.
+        size: height and width of the images in pixels.
         side: of the square in pixels.
         fill: value per channel, on a scale of 0 to 1, such as the mean of the data set.
     """
 
     streams = (3, 4)
-    on_canvas = True
+    stage = 1
 
-    def __init__(self, size: int, side: int, fill: tuple[float, float, float]):
+    def __init__(self, size: Size, side: int, fill: Channels):
         self.size, self.side = size, side
         self.margin = side // 2
-        self.fill = tuple(round(255 * value) for value in fill)
+        self.fill = mean_colour(fill)
         self._value = torch.tensor(self.fill, dtype=torch.uint8)
 
     @classmethod
-    def from_config(cls, config: TrainConfig, image_size: int, mean: tuple[float, float, float]) -> Augmentation | None:
-        return cls(image_size, config.cutout, mean) if config.cutout else None
+    def from_config(cls, config: TrainConfig, geometry: Geometry, mean: Channels, std: Channels) -> Augmentation | None:
+        return cls(geometry.size, config.cutout, mean) if config.cutout else None
 
     def draw(self, seed: int, epoch: int, count: int) -> np.ndarray:
         """Row and column of the square's corner, counted from its lowest, which is outside of the image."""
-        return np.stack([stream(seed, epoch, number).integers(self.size, size=count) for number in self.streams])
+        streams = zip(self.streams, self.size, strict=True)
+        return np.stack([stream(seed, epoch, number).integers(side, size=count) for number, side in streams])
 
     def apply(self, canvas: Canvas, *choices: Tensor) -> None:
         row, column = choices
