@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -45,19 +46,21 @@ def awkward_model(tmp_path) -> Path:
     return tmp_path / "model"
 
 
-def test_programs_take_any_number_of_raw_images_and_agree_with_the_model(awkward_model, onnxruntime):
+def test_programs_take_raw_images_of_any_number_and_size_and_agree_with_the_model(awkward_model, onnxruntime):
     images = torch.randint(256, (9, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     found = export_programs(awkward_model, ["onnx", "torch"], images[:4])
     assert [(program.kind, program.count) for program in found] == [("onnx", 4), ("torch", 4)]
     assert all(program.difference < 1e-5 for program in found)
     session = onnxruntime.InferenceSession(awkward_model / "model.onnx")
     program = torch.export.load(awkward_model / "model.pt2").module()
-    with torch.no_grad():
-        expected = ImageClassifier.from_pretrained(awkward_model)(images)
-        for count in (1, 9):
-            (logits,) = session.run(["logits"], {"images": images[:count].numpy()})
-            torch.testing.assert_close(torch.from_numpy(logits), expected[:count], rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(program(images[:count]), expected[:count], rtol=1e-4, atol=1e-5)
+    classifier = ImageClassifier.from_pretrained(awkward_model)
+    for count, height, width in ((1, 16, 16), (9, 16, 16), (1, 40, 1), (3, 333, 500)):
+        images = torch.randint(256, (count, height, width, 3), dtype=torch.uint8)
+        with torch.no_grad():
+            expected = classifier(images)
+            (logits,) = session.run(["logits"], {"images": images.numpy()})
+            torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(program(images), expected, rtol=1e-4, atol=1e-5)
     assert session.get_modelmeta().custom_metadata_map["class_names"] == '["a", "b"]'
 
 
@@ -73,12 +76,12 @@ def test_finished_run_is_exported_without_training_again(run, tmp_path, capsys, 
     config = dataclasses.replace(load_config(TrainConfig, run / "config.yaml"), output_dir=str(run))
     train_accelerate.main(dataclasses.replace(config, export=["onnx", "torch"]))
     out = capsys.readouterr().out
-    told = re.findall(r"^exported (.*): logits within \d\.\de-\d+ of the checkpoint's", out, re.MULTILINE)
+    told = re.findall(r"^exported (.*): logits within \d\.\de[-+]\d+ of the checkpoint's", out, re.MULTILINE)
     assert told == [str(run / "model/model.onnx"), str(run / "model/model.pt2")]
     assert before == {name: (run / name).read_bytes() for name in before}
 
     card = (run / "model/README.md").read_text()
-    assert re.search(r"^\| `model.onnx` \| ONNX \| \d\.\de-\d+ over 256 test images \|$", card, re.MULTILINE)
+    assert re.search(r"^\| `model.onnx` \| ONNX \| \d\.\de[-+]\d+ over 256 test images \|$", card, re.MULTILINE)
     split, _ = load_split("digits", "", "test", 16)
     Image.fromarray(split.images[0]).save(run / "photo.png")
     said, log = [], tmp_path / "log"
@@ -98,6 +101,22 @@ def test_a_program_that_differs_from_the_checkpoint_is_not_written(digits_run, t
     with pytest.raises(SuiteError, match=r"^export: the logits of model.pt2 differ from the checkpoint's by up to"):
         export_programs(folder, ["torch"], torch.zeros(3, 16, 16, 3, dtype=torch.uint8))
     assert not (folder / "model.pt2").exists()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_models_of_earlier_versions_are_exported_as_they_were_meant(awkward_model, version):
+    """They know no fit: images were cropped to a square."""
+    images = torch.randint(256, (2, 30, 20, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = ImageClassifier.from_pretrained(awkward_model)(images)
+    values = json.loads((awkward_model / "config.json").read_text()) | {"format_version": version}
+    old = {name: value for name, value in values.items() if name not in ("fit", "crop_pct", "interpolation")}
+    (awkward_model / "config.json").write_text(json.dumps(old))
+    export_programs(awkward_model, ["torch"], torch.zeros(2, 16, 16, 3, dtype=torch.uint8))
+    with torch.no_grad():
+        assert torch.equal(ImageClassifier.from_pretrained(awkward_model)(images), expected)
+        program = torch.export.load(awkward_model / "model.pt2").module()
+        torch.testing.assert_close(program(images), expected, rtol=1e-4, atol=1e-5)
 
 
 class Stubborn(nn.Module):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import io
 import json
 import os
 import re
@@ -106,7 +107,22 @@ def test_an_array_says_what_its_file_does_and_an_array_of_them_is_a_list(small_m
         ([torch.zeros(8, 8, 3, dtype=torch.uint8)], TypeError, "image 0 is a uint8 torch tensor (8, 8, 3)"),
         ([np.zeros((8, 8, 3), np.uint8), None], TypeError, "image 1 is an object of type NoneType"),
         ([[1, 2], [3, 4]], TypeError, "image 0 is an object of type list"),
-        (b"photo.png", TypeError, "it got an object of type bytes"),
+        (
+            b"photo.png",
+            ValueError,
+            "it got 9 bytes without a readable image (it begins like none of PNG, JPEG, WEBP, GIF, BMP, TIFF)",
+        ),
+        (
+            b"",
+            ValueError,
+            "it got 0 bytes without a readable image (it begins like none of PNG, JPEG, WEBP, GIF, BMP, TIFF)",
+        ),
+        (
+            [io.BytesIO(b"no photo")],
+            ValueError,
+            "image 0 is an open file without a readable image (it begins like none of PNG, JPEG, WEBP, GIF, BMP, TIFF)",
+        ),
+        (io.StringIO("photo"), TypeError, "it got a file that was opened as text"),
         ({"photo.png": 1}, TypeError, "it got an object of type dict"),
         (7, TypeError, "it got an object of type int"),
         (Image.new("F", (8, 8)), ValueError, "a PIL image that cannot be read (its pixels are floating-point numbers)"),
@@ -117,7 +133,7 @@ def test_an_array_says_what_its_file_does_and_an_array_of_them_is_a_list(small_m
 def test_what_is_no_image_is_told_in_one_line_with_what_is_taken(small_model, given, error, told):
     with pytest.raises(error) as raised:
         ImageClassifier.from_pretrained(small_model).predict(given)
-    assert str(raised.value).startswith("predict takes an image (a path, a PIL image or a uint8 array (H, W), ")
+    assert str(raised.value).startswith("predict takes an image (a path, an open file, its bytes, a PIL image or")
     assert str(raised.value).endswith(told)
     assert "\n" not in str(raised.value)
 

@@ -2,8 +2,9 @@
 
 import io
 import json
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,13 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.release.classifier import ImageClassifier
+from utils.release.classifier import PIXELS, ImageClassifier
 from utils.system.errors import SuiteError, UserError, one_line
 from utils.system.files import replace_file
 
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 TOLERANCE = 1e-4  # of a logit, relative to the largest one; rounding takes about a hundredth of it
+RESIZED = 8  # images that are checked at another size too
+
+Program = Callable[[Tensor], Tensor]  # images to logits
 
 
 @dataclass(frozen=True)
@@ -42,29 +46,32 @@ def check_packages(kinds: Sequence[str]) -> None:
 def export_programs(folder: Path, kinds: Sequence[str], images: Tensor) -> list[Exported]:
     """Writes the model in `folder` beside its weights, as ONNX and with torch.export.
 
-    Each program maps `images`, uint8 RGB (N, S, S, 3) for any N, to `logits`, float32 (N, classes), as
-    utils.release.classifier.ImageClassifier does, and carries the class names: in ONNX as metadata `class_names`
-    (JSON), in model.pt2 as the extra file class_names.json.
+    Each program maps `images`, uint8 RGB (N, H, W, 3) for any N, H and W, to `logits`, float32 (N, classes), as
+    utils.release.classifier.ImageClassifier does: it fits the images itself (data.resample.fit_batch). It carries the
+    class names: in ONNX as metadata `class_names` (JSON), in model.pt2 as the extra file class_names.json.
 
     Args:
-        images: for the check, at least one.
+        images: for the check, uint8 RGB (n, H, W, 3), at least one; a few of them are checked at another size too.
 
     Raises SuiteError, and writes nothing, if a program cannot be made or its logits are not the model's.
     """
     classifier = ImageClassifier.from_pretrained(folder)
+    checked = [images[:1], *_batches(images), _resized(images[:RESIZED])]
     with torch.no_grad():
-        expected = classifier(images)
+        expected = torch.cat([classifier(batch) for batch in checked])
     with _one_line_of("torch.export"):
-        example = torch.zeros(2, *images.shape[1:], dtype=torch.uint8)
-        batch = torch.export.Dim("batch", min=1)
-        program = torch.export.export(classifier, (example,), dynamic_shapes={"images": {0: batch}})
+        height, width = classifier.model_config.geometry.size
+        example = torch.zeros(2, height + 3, width + 5, 3, dtype=torch.uint8)  # of a size that is nobody's
+        free = {at: torch.export.Dim(name, min=1) for at, name in enumerate(("batch", "height", "width"))}
+        program = torch.export.export(classifier, (example,), dynamic_shapes={"images": free})
     contents, found = {}, []
     for kind in dict.fromkeys(kinds):
         with _one_line_of(kind):
-            write, run = {"onnx": (_write_onnx, _run_onnx), "torch": (_write_torch, _run_torch)}[kind]
+            write, read = {"onnx": (_write_onnx, _read_onnx), "torch": (_write_torch, _read_torch)}[kind]
             contents[kind] = write(program, json.dumps(classifier.model_config.class_names))
-            logits = torch.cat([run(contents[kind], images[:1]), run(contents[kind], images)])
-        difference = (logits - torch.cat([expected[:1], expected])).abs().max().item()
+            run = read(contents[kind])
+            logits = torch.cat([run(batch) for batch in checked])
+        difference = (logits - expected).abs().max().item()
         if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
             raise SuiteError(
                 f"export: the logits of {FILES[kind]} differ from the checkpoint's by up to {difference:.2g}"
@@ -73,6 +80,15 @@ def export_programs(folder: Path, kinds: Sequence[str], images: Tensor) -> list[
     for kind, content in contents.items():
         replace_file(folder / FILES[kind], content)
     return found
+
+
+def _batches(images: Tensor) -> Sequence[Tensor]:
+    return images.split(max(1, PIXELS // math.prod(images.shape[1:3])))
+
+
+def _resized(images: Tensor) -> Tensor:
+    """The images with rows and columns repeated, less one row: another size and another shape."""
+    return images.repeat_interleave(2, 1)[:, 1:].repeat_interleave(3, 2)
 
 
 @contextmanager
@@ -92,11 +108,11 @@ def _write_onnx(program: torch.export.ExportedProgram, class_names: str) -> byte
     return made.model_proto.SerializeToString()
 
 
-def _run_onnx(content: bytes, images: Tensor) -> Tensor:
+def _read_onnx(content: bytes) -> Program:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
 def _write_torch(program: torch.export.ExportedProgram, class_names: str) -> bytes:
@@ -105,6 +121,11 @@ def _write_torch(program: torch.export.ExportedProgram, class_names: str) -> byt
     return file.getvalue()
 
 
-def _run_torch(content: bytes, images: Tensor) -> Tensor:
-    with torch.no_grad():
-        return torch.export.load(io.BytesIO(content)).module()(images)
+def _read_torch(content: bytes) -> Program:
+    module = torch.export.load(io.BytesIO(content)).module()
+
+    def run(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return module(images)
+
+    return run

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.preprocessing import Geometry
 from models.saved import ModelConfig
 from utils.config.files import to_yaml
 from utils.evaluation.scores import accuracy_interval
@@ -104,6 +105,20 @@ def model_card(
         exported=exported,
         picture=picture,
         text=as_text,
+        pixels="{0[0]}×{0[1]}".format,
+        fitted=fitted,
         percent="{:.2%}".format,
     )
     return f"{card}\n"
+
+
+def fitted(geometry: Geometry) -> str:
+    """How images become the model's, as the end of a sentence about them."""
+    part = "" if geometry.crop_pct == 1 else f"cut to the middle {geometry.crop_pct:g} of both sides, "
+    size = f"{geometry.size[0]}×{geometry.size[1]} pixels (height × width)"
+    how = f"{geometry.interpolation}, antialiased"
+    if geometry.fit == "pad":
+        return f"scaled to fit into {size}, in the middle of the colour {geometry.fill} ({how})"
+    if geometry.fit == "squash":
+        return f"{part}scaled to {size}, whatever the shape ({how})"
+    return f"{part}scaled to cover {size}, of which the middle is cut out ({how})"
