@@ -63,6 +63,12 @@ def test_every_designed_file_and_key_is_there(analysed):
     assert low < summary["accuracy"] < high
 
 
+def test_the_report_shows_what_the_model_got_in_training(analysed):
+    (shown,) = images_of((analysed / "analysis/report.html").read_text(), "Training images in rows")
+    with Image.open(analysed / "augmentations.png") as page:
+        np.testing.assert_array_equal(shown, np.asarray(page))
+
+
 def test_accuracy_and_loss_are_those_of_the_training_run(analysed):
     trained = json.loads((analysed / "summary.json").read_text())
     summary = json.loads((analysed / "analysis/summary.json").read_text())

@@ -57,7 +57,7 @@ def inputs(digits_run) -> torch.Tensor:
 
 
 def cam_of(model: nn.Module, name: str = "GradCAM", layer: str | None = None, image_size: int = 16, **smooth) -> Cam:
-    return choose_cams(model, image_size, name, layer, **smooth).chosen[0]
+    return choose_cams(model, (image_size, image_size), name, layer, **smooth).chosen[0]
 
 
 # -- layers -----------------------------------------------------------------------------------------------------------
@@ -65,19 +65,19 @@ def cam_of(model: nn.Module, name: str = "GradCAM", layer: str | None = None, im
 
 @pytest.mark.parametrize(("image_size", "layer", "side"), [(32, "layer3", 8), (24, "layer3", 6), (16, "layer2", 8)])
 def test_the_deepest_layer_of_at_least_5_pixels_is_looked_at(model, image_size, layer, side):
-    chosen = choose_layer(model, image_size)
+    chosen = choose_layer(model, (image_size, image_size))
     assert (chosen.name, chosen.size) == (layer, (side, side))
     assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_the_size_is_read_off_the_activation_and_not_off_a_name():
     model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4, padding=1), nn.Conv2d(4, 6, 3, stride=2, padding=1))
-    shapes = {name: (layer.channels, layer.size) for name, layer in feature_maps(model, 32).items()}
+    shapes = {name: (layer.channels, layer.size) for name, layer in feature_maps(model, (32, 32)).items()}
     assert shapes == {"0": (4, (8, 8)), "1": (6, (4, 4))}
-    assert choose_layer(model, 32).name == "0"
-    assert choose_layer(model, 64).name == "1"
-    assert refused_layers(model, 32) == {"1": (4, 4)}
-    assert refused_layers(model, 64) == {}
+    assert choose_layer(model, (32, 32)).name == "0"
+    assert choose_layer(model, (64, 64)).name == "1"
+    assert refused_layers(model, (32, 32)) == {"1": (4, 4)}
+    assert refused_layers(model, (64, 64)) == {}
 
 
 def test_a_layer_under_5_pixels_is_refused_with_the_reason(run, capsys):
@@ -180,7 +180,7 @@ def test_a_principal_component_is_not_turned_around(model, method):
     weighted = weights[method] * activations
     sums = weighted.sum(axis=1)
     sums -= sums.mean(axis=(1, 2), keepdims=True)
-    with opened(method, model, choose_layer(model, 16)) as cam:
+    with opened(method, model, choose_layer(model, (16, 16))) as cam:
         upright = cam.get_cam_image(None, None, None, activations, grads, True)
     turned = get_2d_projection(weighted)
     agreement, without = ((maps * sums).sum(axis=(1, 2)) for maps in (upright, turned))
@@ -230,7 +230,7 @@ def test_smoothing_changes_the_map(model, inputs, name):
 
 
 def test_every_method_stands_at_every_layer_and_fullgrad_once(model):
-    cams = choose_cams(model, 16, "GradCAM, FullGrad,EigenCAM", "layer2,layer1")
+    cams = choose_cams(model, (16, 16), "GradCAM, FullGrad,EigenCAM", "layer2,layer1")
     assert [str(cam) for cam in cams.chosen] == [
         *("GradCAM at layer2", "GradCAM at layer1"),
         "FullGrad at all layers",

@@ -441,8 +441,8 @@ def test_a_page_with_thousands_of_mistakes_stays_under_8_mb_and_says_what_is_lef
 def test_images_are_lossless_then_compressed_then_fewer_the_least_important_first():
     split, predictions = guesses(noise(300), 10)
     atlas = Atlas()
-    hover = atlas.place(tiles_of(split, predictions, range(100)), last=True)
-    listed = atlas.place(tiles_of(split, predictions, range(50, 300)))
+    hover = atlas.place(tiles_of(split.images, predictions, range(100)), last=True)
+    listed = atlas.place(tiles_of(split.images, predictions, range(50, 300)))
     assert hover[50:] == listed[:50]
     lossless, compressed, fewer = (atlas.sheets(limit) for limit in (2_000_000, 1_000_000, 200_000))
     assert lossless["lossless"]
@@ -462,6 +462,24 @@ def test_large_images_are_scaled_down(open_page, digits_run, tmp_path):
     canvas = page.locator("#mistakes canvas").first
     read = "one => [one.width, one.height, ...one.getContext('2d').getImageData(63, 63, 1, 1).data]"
     assert canvas.evaluate(read) == [64, 64, 200, 100, 50, 255]
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 24), (60, 20)])
+def test_images_that_are_not_square_keep_their_shape_and_their_pixels(open_page, digits_run, tmp_path, height, width):
+    images = np.zeros((70, height, width, 3), np.uint8)
+    images[:, -1, -1] = np.arange(70)[:, None] + (1, 50, 100)  # in the last corner, another colour in each
+    split, predictions = guesses(images, 3)
+    page = open_page(written_page(digits_run, tmp_path, split, predictions, ("a", "b", "c")))
+    page.evaluate("Promise.all(sheets)")
+    for place in (0, 30):
+        canvas = page.locator("#mistakes canvas").nth(place)
+        read = f"one => [...one.getContext('2d').getImageData({width - 1}, {height - 1}, 1, 1).data]"
+        index = shown(page, "mistakes")[place]
+        assert canvas.evaluate("one => [one.height, one.width]") == [height, width]
+        assert canvas.evaluate(read) == [index + 1, index + 50, index + 100, 255]
+        box = canvas.bounding_box()
+        cell = (8 * -(-height // 8)) / (8 * -(-width // 8))
+        assert box["height"] / box["width"] == pytest.approx(cell, rel=0.02)
 
 
 def test_many_classes_show_the_figure_and_a_list_of_confusions(open_page, digits_run, tmp_path):

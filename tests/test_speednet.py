@@ -217,7 +217,7 @@ def test_exported_network_predicts_the_same(tmp_path, norm):
 def test_gradcam_finds_a_layer_and_shows_where_it_looks(side, layer, size):
     torch.manual_seed(0)
     model, images = create_model("speednet", 4, width=16).eval(), smooth_images(4, side)
-    (cam,) = choose_cams(model, side, "GradCAM", None).chosen
+    (cam,) = choose_cams(model, (side, side), "GradCAM", None).chosen
     assert (cam.layer.name, cam.layer.size) == (layer, (size, size))
     maps = class_maps(model, cam, images, [0, 1, 2, 3])
     assert maps.shape == (4, side, side)

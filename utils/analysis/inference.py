@@ -62,7 +62,7 @@ def predict_split(analysis: Analysis, split: Split, label: str) -> Predictions:
     model = accelerator.prepare_model(model, evaluation_mode=True)
 
     def preprocess(images: Tensor) -> Tensor:
-        return to_input(images, *analysis.statistics, channels_last, config.resolution)
+        return to_input(images, *analysis.statistics, channels_last, config.input_size)
 
     outputs = predict(accelerator, model, loader, preprocess, config.tta, label).numpy()
     if not np.isfinite(outputs).all():
@@ -122,7 +122,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 @torch.no_grad()
 def _count_features(analysis: Analysis) -> int:
     config = analysis.model_config
-    image = torch.zeros(1, 3, config.input_size, config.input_size, device=analysis.accelerator.device)
+    image = torch.zeros(1, 3, *config.input_size, device=analysis.accelerator.device)
     return LogitsAndFeatures(analysis.model)(image).shape[1] - len(config.class_names)
 
 

@@ -4,20 +4,22 @@ the model looks."""
 import csv
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from data.files import SUFFIXES, ImageFiles, read_image
+from data.files import SUFFIXES, FilePhoto, ImageFiles, read_image
 from data.images import InMemory
+from data.preprocessing import Geometry
 from data.splits import Split
 from utils.analysis.cam.maps import Cam, class_maps, draw_map, overlay
 from utils.analysis.predictions import Predictions
 from utils.analysis.report.page import render
 from utils.analysis.section import Analysis, open_table
+from utils.analysis.views import View, whole_view
 from utils.plots.figures import GREY, new_figure, shown_name
 from utils.system.errors import UserError, one_line
 from utils.system.files import replace_file, replacing
@@ -30,18 +32,19 @@ PAGE_SIDE = 160  # pixels of a photo on the page
 PAGE_PHOTOS = 100  # on the page: about 8 MB
 
 
-def read_photos(names: Sequence[str], size: int, results: Path) -> Split:
+def read_photos(names: Sequence[str], geometry: Geometry, results: Path) -> Split:
     """The named photos, and all in the named folders, decoded like the images of an image folder.
 
-    Each comes once, upright, its shorter side scaled to `size` pixels and its centre cropped. Files in the folder
-    `results`, such as the figures of an earlier call, are ignored. Raises UserError for a missing or unreadable file.
+    Each comes once, upright, and fitted by the model's geometry. Files in the folder `results`, such as the figures of
+    an earlier call, are ignored. Raises UserError for a missing or unreadable file.
     """
     paths = find_photos(names, results)
     try:
-        images = InMemory(ImageFiles(paths, size).decode(range(len(paths))))
+        files = ImageFiles(paths, geometry)
+        images = files.decode(range(len(files)))
     except UserError as error:
         raise UserError("predict: " + str(error).removeprefix("data_dir: ")) from error
-    return Split(images, np.full(len(paths), UNKNOWN), [str(path) for path in paths])
+    return Split(InMemory(images, files), np.full(len(paths), UNKNOWN), [str(path) for path in paths])
 
 
 def find_photos(names: Sequence[str], results: Path) -> list[Path]:
@@ -80,19 +83,37 @@ class Described:
 
     Attributes:
         path: as the user named it.
+        geometry: that the photo is fitted by.
         figure: file name of its figure.
         classes: the most probable ones by name with their probabilities, most probable first.
-        map: the CAM of the most probable class over the model's input, uint8 (h, w, 3); None without evidence.
+        fitted: as the model sees it, uint8 (height, width, 3).
+        cam: the CAM of the most probable class, float (h, w).
+        whole: show the whole photo, not the part that the model sees.
     """
 
     path: Path
+    geometry: Geometry
     figure: str
     classes: list[tuple[str, float]]
-    map: np.ndarray | None
+    fitted: np.ndarray
+    cam: np.ndarray
+    whole: bool = False
 
     def seen(self, side: int) -> np.ndarray:
-        """The part of the photo that the model sees, uint8 (side, side, 3)."""
-        return read_image(self.path, side)
+        """The photo as the model sees it or whole, uint8 (height, width, 3), the longer side of `side` pixels."""
+        if self.whole:
+            return self._view(side).picture
+        height, width = self.geometry.size
+        scale = side / max(height, width)
+        size = max(1, round(height * scale)), max(1, round(width * scale))
+        return read_image(self.path, replace(self.geometry, size=size))
+
+    def explained(self, side: int) -> np.ndarray | None:
+        """The map over the model's input, or over the whole photo as `seen` shows it; None without evidence."""
+        return self._view(side).overlay(self.cam) if self.whole else overlay(self.fitted, self.cam)
+
+    def _view(self, side: int) -> View:
+        return whole_view(FilePhoto(self.path), self.geometry, side)
 
 
 def write_results(analysis: Analysis, predictions: Predictions) -> dict[str, dict[str, float]]:
@@ -103,7 +124,7 @@ def write_results(analysis: Analysis, predictions: Predictions) -> dict[str, dic
     folder, cam, names = analysis.folder, analysis.cams.chosen[0], analysis.model_config.class_names
     images, paths, probabilities = analysis.test.images[:], analysis.test.paths, predictions.probabilities
     maps = class_maps(analysis.model, cam, analysis.inputs_of(images), predictions.classes.tolist())
-    described = []
+    described, geometry, whole = [], analysis.model_config.geometry, analysis.config.whole
     rows = zip(paths, images, probabilities, maps, strict=True)
     for number, (path, image, row, cam_map) in enumerate(rows, 1):
         order = np.argsort(-row, kind="stable")[:DRAWN]
@@ -111,7 +132,7 @@ def write_results(analysis: Analysis, predictions: Predictions) -> dict[str, dic
         readable = "".join(letter if letter.isprintable() else "_" for letter in Path(path).stem)
         stem = readable.encode()[:100].decode(errors="ignore")  # a name has at most 255 bytes
         figure = f"{number:0{len(str(len(paths)))}d}-{stem}.png"
-        described.append(Described(Path(path), figure, classes, overlay(image, cam_map)))
+        described.append(Described(Path(path), geometry, figure, classes, image, cam_map, whole))
         print(one_line(f"{path}: " + ", ".join(f"{name} {share:.1%}" for name, share in classes[:PRINTED])))
     _write_table(folder / "predictions.csv", paths, probabilities, names)
     for photo in tqdm(described, "figures", leave=False, disable=None):
@@ -125,6 +146,7 @@ def write_results(analysis: Analysis, predictions: Predictions) -> dict[str, dic
         photos=described[:PAGE_PHOTOS],
         more=len(described[PAGE_PHOTOS:]),
         side=PAGE_SIDE,
+        whole=whole,
     )
     replace_file(folder / "predict.html", page.encode(errors="backslashreplace"))
     print(f"page: {folder / 'predict.html'}")
@@ -137,8 +159,9 @@ def photo_figure(described: Described, cam: Cam) -> Figure:
     figure.suptitle(shown_name(described.path.name, longest=80))
     photo, heat, bars = figure.subplots(1, 3, width_ratios=(1, 1, 1.3))
     photo.imshow(described.seen(FIGURE_SIDE))
-    photo.set_title("the part of the photo\nthat the model sees", fontsize=9)
-    draw_map(heat, described.map)
+    shown = "in the frame:\nwhat the model sees" if described.whole else "the photo\nas the model sees it"
+    photo.set_title(shown, fontsize=9)
+    draw_map(heat, described.explained(FIGURE_SIDE))
     best = shown_name(described.classes[0][0])
     heat.set_title(f"{cam}:\n" + (f"evidence for {best}" if cam.knows_classes else "salient regions"), fontsize=9)
     for axes in (photo, heat):

@@ -18,6 +18,7 @@ from data.preprocessing import to_input
 from data.splits import Split, stratified_split
 from models.saved import ModelConfig
 from utils.analysis.cam.maps import Cams
+from utils.analysis.views import Views
 from utils.config import AnalyzeConfig
 from utils.runs.saved_run import SavedRun
 from utils.system.files import replace_file, replacing
@@ -70,6 +71,10 @@ class Analysis:
         """Mean and standard deviation of the model's inputs, per channel, on the device."""
         device = self.accelerator.device
         return torch.tensor(self.model_config.mean, device=device), torch.tensor(self.model_config.std, device=device)
+
+    def shown(self, split: Split) -> Views:
+        """The images of a split as page and figures show them: as the model sees them or, with `whole`, whole."""
+        return Views(split.images, self.model_config.geometry if self.config.whole else None)
 
     def inputs_of(self, images: np.ndarray) -> Tensor:
         """Images, uint8 (N, H, W, 3), as inputs of the model: float32 (N, 3, h, w) on its device."""

@@ -1,18 +1,21 @@
 """Loads what an analysis works with; whatever the user may have got wrong is found here, before the work begins."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 from accelerate import Accelerator
 from torch import nn
 
 from data.loaders import EVALUATION_BATCH
+from data.preprocessing import Geometry
 from models.saved import ModelConfig
 from utils.analysis.cam.maps import Cams, choose_cams
 from utils.analysis.photos import read_photos
 from utils.analysis.section import Analysis
 from utils.analysis.sections import choose_sections, needs
 from utils.config import AnalyzeConfig
+from utils.config.resolution import shown_size
 from utils.runs.saved_run import SavedRun, open_run, some
 from utils.system.errors import UserError
 from utils.system.files import check_writable
@@ -30,7 +33,7 @@ def set_up(config: AnalyzeConfig, accelerator: Accelerator) -> Analysis:
     if accelerator.is_main_process:
         check_writable(folder)
     if config.predict:
-        test = read_photos(config.predict, model_config.image_size, folder)
+        test = read_photos(config.predict, model_config.geometry, folder)
     else:
         test = run.split("test", model_config)
     _check_forward(model_config, min(len(test), EVALUATION_BATCH), accelerator)
@@ -59,8 +62,9 @@ def _check_forward(config: ModelConfig, images: int, accelerator: Accelerator) -
     maps = forward_memory(config.without_weights(), config.input_size, images)
     if accelerator.mixed_precision != "no":
         maps //= 2
-    pixels = 4 * 3 * images * config.image_size**2  # as float32
-    check_memory(maps + pixels, f"a batch of {images} images of {config.image_size} pixels", accelerator.device)
+    size = config.geometry.size
+    pixels = 4 * 3 * images * math.prod(size)  # as float32
+    check_memory(maps + pixels, f"a batch of {images} images of {shown_size(size)} pixels", accelerator.device)
 
 
 def _set_up_other(analysis: Analysis, path: Path) -> Analysis:
@@ -75,10 +79,15 @@ def _set_up_other(analysis: Analysis, path: Path) -> Analysis:
             f"compare: {path} is not allowed; its classes ({some(model_config.class_names)}) differ from "
             f"those of {mine.path} ({some(ours.class_names)})"
         )
-    if model_config.image_size != ours.image_size:
+    if model_config.geometry.size != ours.geometry.size:
         raise UserError(
-            f"compare: {path} is not allowed; its model takes images of {model_config.image_size} pixels, that of "
-            f"{mine.path} images of {ours.image_size}"
+            f"compare: {path} is not allowed; its model takes images of {shown_size(model_config.geometry.size)} "
+            f"pixels, that of {mine.path} images of {shown_size(ours.geometry.size)}"
+        )
+    if model_config.geometry != ours.geometry:
+        raise UserError(
+            f"compare: {path} is not allowed; its images are fitted by {_described(model_config.geometry)}, those of "
+            f"{mine.path} by {_described(ours.geometry)}"
         )
     test = analysis.test
     if (run.dataset, run.data_dir) != (mine.dataset, mine.data_dir):
@@ -98,3 +107,8 @@ def _set_up_other(analysis: Analysis, path: Path) -> Analysis:
         sections=(),
         folder=analysis.folder / "compared",
     )
+
+
+def _described(geometry: Geometry) -> str:
+    words = f"fit {geometry.fit}, crop_pct {geometry.crop_pct:g}, interpolation {geometry.interpolation}"
+    return f"{words}, fill {geometry.fill}" if geometry.fit == "pad" else words

@@ -14,9 +14,10 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.analysis.cam.maps import Cam, class_maps, draw_map, overlay
+from utils.analysis.cam.maps import Cam, class_maps, draw_map
 from utils.analysis.predictions import Mistake
 from utils.analysis.section import Row
+from utils.analysis.views import View
 from utils.plots.figures import hide_axes, new_figure
 
 COMPARED_IMAGES = 20  # mistakes that faithfulness is measured on
@@ -105,10 +106,10 @@ def _ranks(maps: np.ndarray) -> np.ndarray:
 
 
 def grid_figure(
-    compared: Sequence[Compared], mistakes: Sequence[Mistake], images: np.ndarray, class_names: Sequence[str]
+    compared: Sequence[Compared], mistakes: Sequence[Mistake], views: Sequence[View], class_names: Sequence[str]
 ) -> Figure:
     """The first mistakes, below them the map of every CAM for the predicted class, beside it the CAM's ROAD score."""
-    shown = list(zip(mistakes, images, strict=True))[:GRID_IMAGES]
+    shown = list(zip(mistakes, views, strict=True))[:GRID_IMAGES]
     figure = new_figure(1.6 * len(shown) + 1.9, 1.65 * len(compared) + 2.7)
     figure.suptitle(
         "Evidence for the predicted class, by method and layer\n"
@@ -117,16 +118,16 @@ def grid_figure(
         fontsize=10,
     )
     cells = figure.subplots(len(compared) + 1, len(shown) + 1, squeeze=False)
-    for axes, (mistake, image) in zip(cells[0, 1:], shown, strict=True):
-        axes.imshow(image, interpolation="nearest")
+    for axes, (mistake, view) in zip(cells[0, 1:], shown, strict=True):
+        axes.imshow(view.picture, interpolation="nearest")
         true, predicted = mistake.labels(class_names)
         axes.set_title(f"predicted:\n{predicted}\ntrue:\n{true}", fontsize=9)
     for entry, (label, *row) in zip(compared, cells[1:], strict=True):
         layer, classless = entry.cam.layer, "" if entry.cam.knows_classes else " (any class)"
         text = f"{entry.cam.name}{classless}\n{layer.name} ({layer.pixels})\nROAD {road_text(entry.row)}"
         label.text(1, 0.5, text, ha="right", va="center", fontsize=9, transform=label.transAxes)
-        for axes, (_, image), cam_map in zip(row, shown, entry.maps, strict=False):
-            draw_map(axes, overlay(image, cam_map))
+        for axes, (_, view), cam_map in zip(row, shown, entry.maps, strict=False):
+            draw_map(axes, view.overlay(cam_map))
     hide_axes(cells.ravel())
     return figure
 

@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from utils.config.resolution import Size
 from utils.system.errors import UserError, suggestion
 
 SMALLEST_MAP = 5  # pixels: a coarser feature map cannot say where
 
-Size = tuple[int, int]
 Form = Literal["channels first", "channels last", "tokens"]
 
 
@@ -49,7 +49,7 @@ class CamLayer:
         return "{}x{}".format(*self.size)
 
 
-def choose_layer(model: nn.Module, image_size: int, name: str | None = None) -> CamLayer:
+def choose_layer(model: nn.Module, image_size: Size, name: str | None = None) -> CamLayer:
     """The module of that name, or the deepest one whose feature map is at least 5x5 pixels.
 
     Sizes are read off the activations of a forward pass. By default the inside of a block is skipped (_is_stage).
@@ -77,17 +77,17 @@ def choose_layer(model: nn.Module, image_size: int, name: str | None = None) -> 
     return layers[name]
 
 
-def refused_layers(model: nn.Module, image_size: int) -> dict[str, Size]:
+def refused_layers(model: nn.Module, image_size: Size) -> dict[str, Size]:
     """The layers that are left out only because their feature maps are too coarse, with their height and width."""
     layers = feature_maps(model, image_size)
     return {name: layer.size for name, layer in layers.items() if _is_coarse(layer) and _is_stage(model, name, layers)}
 
 
 @torch.enable_grad()
-def feature_maps(model: nn.Module, image_size: int) -> dict[str, CamLayer]:
-    """Every module that gives a feature map or tokens for images of that side, by name, in the order they are computed.
+def feature_maps(model: nn.Module, image_size: Size) -> dict[str, CamLayer]:
+    """Every module that gives a feature map or tokens for images of that size, by name, in the order they are computed.
 
-    An output that is not square, or a single pixel, is no feature map.
+    An output that has not the shape of the image, or is a single pixel, is no feature map.
     """
     found: dict[str, CamLayer] = {}
     outputs: dict[str, Tensor] = {}
@@ -96,7 +96,7 @@ def feature_maps(model: nn.Module, image_size: int) -> dict[str, CamLayer]:
         def hook(module: nn.Module, inputs: tuple, output: object) -> Tensor | None:
             if not isinstance(output, Tensor) or isinstance(module, nn.Identity):
                 return None
-            layer = _layer(model, name, module, output)
+            layer = _layer(model, name, module, output, image_size)
             if layer is None:
                 return None
             found.pop(name, None)
@@ -108,7 +108,7 @@ def feature_maps(model: nn.Module, image_size: int) -> dict[str, CamLayer]:
     handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
     try:
         parameter = next(model.parameters())
-        noise = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(1, 3, *image_size, generator=torch.Generator().manual_seed(0))
         logits = model(noise.to(parameter).requires_grad_())
     finally:
         for handle in handles:
@@ -123,12 +123,12 @@ def feature_maps(model: nn.Module, image_size: int) -> dict[str, CamLayer]:
     return {name: replace(layer, visible=visible[name]) for name, layer in found.items()}
 
 
-def _layer(model: nn.Module, name: str, module: nn.Module, output: Tensor) -> CamLayer | None:
-    """The output for one image as a layer; None unless it is a square map of more than one pixel."""
+def _layer(model: nn.Module, name: str, module: nn.Module, output: Tensor, image_size: Size) -> CamLayer | None:
+    """The output for one image as a layer; None unless it is a map of more than one pixel in the image's shape."""
     if output.ndim == 4 and len(output) == 1:
         _, first, middle, last = output.shape
         sides: dict[Form, tuple[int, int]] = {"channels first": (middle, last), "channels last": (first, middle)}
-        forms = [form for form, size in sides.items() if size[0] == size[1] > 1]
+        forms = [form for form, size in sides.items() if _has_shape_of(image_size, size)]
         if not forms:
             return None
         form = "channels last" if getattr(model, "output_fmt", "") == "NHWC" and len(forms) == 2 else forms[0]
@@ -136,10 +136,21 @@ def _layer(model: nn.Module, name: str, module: nn.Module, output: Tensor) -> Ca
     if output.ndim == 3 and len(output) == 1:
         tokens, channels = output.shape[1:]
         for prefix in (getattr(model, "num_prefix_tokens", 0), 0):
-            side = math.isqrt(max(0, tokens - prefix))
-            if side > 1 and side * side == tokens - prefix:
-                return CamLayer(name, module, channels, (side, side), "tokens", prefix)
+            rows = round(math.sqrt(max(0, tokens - prefix) * image_size[0] / image_size[1]))
+            size = rows, (tokens - prefix) // max(1, rows)
+            if rows * size[1] == tokens - prefix and _has_shape_of(image_size, size):
+                return CamLayer(name, module, channels, size, "tokens", prefix)
     return None
+
+
+def _has_shape_of(image_size: Size, size: Size) -> bool:
+    """Whether a map has more than one pixel and is the image divided by some stride, its sides rounded up or down."""
+    if image_size[0] == image_size[1]:
+        return size[0] == size[1] > 1
+    if min(size) < 2:
+        return False
+    sides = list(zip(image_size, size, strict=True))
+    return max(side / (pixels + 1) for side, pixels in sides) < min(side / (pixels - 1) for side, pixels in sides)
 
 
 def _is_coarse(layer: CamLayer) -> bool:

@@ -15,13 +15,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.analysis.cam import methods
-from utils.analysis.cam.layers import CamLayer, Size, choose_layer, refused_layers
+from utils.analysis.cam.layers import CamLayer, choose_layer, refused_layers
+from utils.config.resolution import Size
 from utils.system.duration import duration
 
 BATCH_PIXELS = 50 * 32 * 32  # of a batch, whose activations and gradients are held at once
 TIMED_BATCH = 16  # images
 ENLARGED_SIDE = 160  # pixels, at least
 MOST_OPAQUE = 0.75  # of the colour over the image
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of an image; it may reach over the border
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Cams:
 
 def choose_cams(
     model: nn.Module,
-    image_size: int,
+    image_size: Size,
     method_names: str,
     layer_names: str | None,
     aug_smooth: bool = False,
@@ -138,23 +141,42 @@ def _seeded() -> Iterator[None]:
         np.random.set_state(state)  # noqa: NPY002
 
 
-def overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray | None:
-    """A map (H, W) over its image (uint8, H x W x 3), enlarged and as uint8; None for a map without positive evidence.
+def overlay(image: np.ndarray, cam: np.ndarray, part: Box | None = None) -> np.ndarray | None:
+    """A map (h, w) over its image (uint8, H x W x 3), enlarged and as uint8; None for a map without positive evidence.
 
     The image turns grey and shows through where the map is low, so that colour can only come from the map.
+
+    Args:
+        part: of the image that the map is of; unset: all of it.
     """
     if not cam.any():
         return None
     grey = enlarge(image).mean(axis=2, keepdims=True)
-    smooth = cv2.resize(cam, grey.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    if part is None:
+        smooth = cv2.resize(cam, grey.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    else:
+        factor = grey.shape[0] // image.shape[0]
+        smooth = _placed(cam, tuple(factor * edge for edge in part), grey.shape[:2])
     colour = 255 * colormaps["autumn"](smooth)[..., :3]
     opacity = MOST_OPAQUE * smooth[..., None]
     return ((1 - opacity) * grey + opacity * colour).round().astype(np.uint8)
 
 
+def _placed(cam: np.ndarray, box: Box, size: Size) -> np.ndarray:
+    """A map scaled to a box in an area of that height and width, float32; 0 around it."""
+    left, top, right, bottom = box
+    across, down = (right - left) / cam.shape[1], (bottom - top) / cam.shape[0]
+    # Pixel centres lie at halves: the centre of the map's first pixel is half of its width from the box's edge.
+    place = np.array([[across, 0, left + across / 2 - 0.5], [0, down, top + down / 2 - 0.5]])
+    spread = cv2.warpAffine(cam, place, size[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    rows, columns = np.arange(size[0]) + 0.5, np.arange(size[1]) + 0.5
+    inside = ((rows > top) & (rows < bottom))[:, None] & (columns > left) & (columns < right)
+    return np.where(inside, spread, 0)
+
+
 def enlarge(image: np.ndarray) -> np.ndarray:
-    """The same pixels, each repeated until the image is at least ENLARGED_SIDE wide: sharp in print."""
-    factor = -(-ENLARGED_SIDE // image.shape[0])
+    """The same pixels, each repeated until the longer side has at least ENLARGED_SIDE: sharp in print."""
+    factor = -(-ENLARGED_SIDE // max(image.shape[:2]))
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 

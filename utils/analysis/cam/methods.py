@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from utils.analysis.cam.layers import CamLayer
+from utils.config.resolution import Size
 from utils.system.errors import UserError, suggestion
 
 # Methods of the library that cannot be used here, and why.
@@ -52,9 +53,9 @@ def takes_aug_smooth(method: type) -> bool:
     return "aug_smooth" in inspect.signature(method.__call__).parameters
 
 
-def layers_of(method: type, layers: Sequence[CamLayer], image_size: int) -> Sequence[CamLayer]:
+def layers_of(method: type, layers: Sequence[CamLayer], image_size: Size) -> Sequence[CamLayer]:
     """The layers that a method explains one by one; FullGrad adds up the gradients of all biases at once."""
-    return [CamLayer("all layers", None, 3, (image_size, image_size))] if method is grad_cam.FullGrad else layers
+    return [CamLayer("all layers", None, 3, image_size)] if method is grad_cam.FullGrad else layers
 
 
 @contextlib.contextmanager

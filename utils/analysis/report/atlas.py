@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.images import Images
-from data.splits import Split
 from utils.analysis.predictions import Predictions
+from utils.analysis.views import Pictures
+from utils.config.resolution import Size
 
-LONGEST_SIDE = 64  # pixels: larger images are scaled down
+LONGEST_SIDE = 64  # pixels of an image's longer side: larger ones are scaled down
 SHEET_SIDE = 1024  # pixels that a sheet has at most in either direction
 # Lossless, then JPEG of these qualities, until the sheets fit. JPEG codes blocks of 8x8 pixels by themselves, so that
 # images do not run into each other; on CIFAR-10 a WebP of the same error is no smaller.
@@ -38,19 +38,19 @@ class Tile:
 
     split: str
     index: int
-    images: Images
+    images: Pictures
     true: int
     probabilities: np.ndarray | None = None
     caption: str = ""
 
 
 def tiles_of(
-    test: Split, predictions: Predictions, indices: Iterable[int], captions: Sequence[str] | None = None
+    images: Pictures, predictions: Predictions, indices: Iterable[int], captions: Sequence[str] | None = None
 ) -> list[Tile]:
     """Images of the test split, in the given order, with the model's probabilities."""
     positions = [int(index) for index in indices]
     return [
-        Tile("test", index, test.images, int(test.labels[index]), predictions.probabilities[index], caption)
+        Tile("test", index, images, int(predictions.labels[index]), predictions.probabilities[index], caption)
         for index, caption in zip(positions, captions or [""] * len(positions), strict=True)
     ]
 
@@ -93,33 +93,74 @@ class Atlas:
         """The pixels as sheets of many images, whose data URIs have at most so many bytes together.
 
         `order` lists positions: the k-th image is in the k-th cell of the sheets, each of which is filled row by row
-        with `columns` x `columns` cells. A cell is `cell` pixels wide and high, of which the first `side` belong to the
-        image. Positions that are not in `order` found no room. `lossless`: the pixels are those of the data set.
+        with `rows` x `columns` cells. A cell is `cell` pixels high and wide, of which the first ones belong to the
+        image, as many as `sizes` has for it (height, width), or for all images if that is a single pair. Positions that
+        are not in `order` found no room. `lossless`: compressed without loss. `scaled`: some image was scaled down.
         """
         order = sorted(range(len(self._tiles)), key=lambda position: position in self._last)
         if not order:
             return {"order": [], "sources": []}
-        first = self._tiles[order[0]]
-        side = min(LONGEST_SIDE, first.images[first.index].shape[0])
-        cell = 8 * math.ceil(side / 8)
-        layout = {"side": side, "cell": cell, "columns": SHEET_SIDE // cell}
-        sample = self._pixels(order[:: math.ceil(len(order) / SAMPLE)], side)
+        images = _Scaled()
+        for position in order:
+            tile = self._tiles[position]
+            images.add(tile.images[tile.index])
+        sample = images.pixels[:: math.ceil(len(order) / SAMPLE)]
         for quality in QUALITIES:
-            each = _bytes(_encode(sample, quality, **layout)) / len(sample)
+            each = _bytes(_encode(sample, quality, images.cell)) / len(sample)
             if each * len(order) <= most_bytes:
-                sources = _encode(self._pixels(order, side), quality, **layout)
+                sources = _encode(images.pixels, quality, images.cell)
                 if _bytes(sources) <= most_bytes:
-                    return {"order": order, "sources": sources, "lossless": quality is None, **layout}
+                    return {
+                        "order": order,
+                        "sources": sources,
+                        "lossless": quality is None,
+                        **images.layout(len(order)),
+                    }
         while order := order[: min(int(most_bytes / each), int(0.95 * len(order)))]:
-            sources = _encode(self._pixels(order, side), quality, **layout)
+            sources = _encode(images.pixels[: len(order)], quality, images.cell)
             if _bytes(sources) <= most_bytes:
                 break
-        return {"order": order, "sources": sources if order else [], "lossless": False, **layout}
+        return {
+            "order": order, "sources": sources if order else [], "lossless": False, **images.layout(len(order))
+        }  # fmt: skip
 
-    def _pixels(self, positions: Sequence[int], side: int) -> np.ndarray:
-        """uint8 (n, side, side, 3)."""
-        tiles = (self._tiles[position] for position in positions)
-        return np.stack([_scaled(tile.images[tile.index], side) for tile in tiles])
+
+class _Scaled:
+    """Images of one or of several sizes, scaled down to LONGEST_SIDE where they are larger."""
+
+    def __init__(self) -> None:
+        self.pixels: list[np.ndarray] = []
+        self.scaled = False
+
+    def add(self, image: np.ndarray) -> None:
+        longer = max(image.shape[:2])
+        if longer > LONGEST_SIDE:
+            height, width = (max(1, round(side * LONGEST_SIDE / longer)) for side in image.shape[:2])
+            image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+            self.scaled = True
+        self.pixels.append(image)
+
+    @property
+    def cell(self) -> Size:
+        """Height and width of the cells: those of the largest images, in whole blocks of JPEG."""
+        height, width = (8 * math.ceil(max(image.shape[axis] for image in self.pixels) / 8) for axis in (0, 1))
+        return height, width
+
+    def layout(self, count: int) -> dict[str, Any]:
+        """What Atlas.sheets says of the cells of the first `count` images."""
+        sizes = [image.shape[:2] for image in self.pixels[:count]]
+        rows, columns = _grid(self.cell)
+        return {
+            "cell": self.cell,
+            "rows": rows,
+            "columns": columns,
+            "sizes": sizes[:1] if len(set(sizes)) == 1 else sizes,
+            "scaled": self.scaled,
+        }
+
+
+def _grid(cell: Size) -> Size:
+    return SHEET_SIDE // cell[0], SHEET_SIDE // cell[1]
 
 
 def _opinion(tile: Tile) -> list[Any]:
@@ -131,24 +172,19 @@ def _opinion(tile: Tile) -> list[Any]:
     return [round(float(tile.probabilities[tile.true]), DIGITS), shown]
 
 
-def _scaled(image: np.ndarray, side: int) -> np.ndarray:
-    if image.shape[0] == side:
-        return image
-    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS))
-
-
-def _encode(images: np.ndarray, quality: int | None, side: int, cell: int, columns: int) -> list[str]:
-    """Sheets of the images (n, side, side, 3), as data URIs."""
-    margin = cell - side
-    images = np.pad(images, ((0, 0), (0, margin), (0, margin), (0, 0)), mode="edge")
+def _encode(images: Sequence[np.ndarray], quality: int | None, cell: Size) -> list[str]:
+    """Sheets of images, uint8 (H, W, 3) up to the size of a cell, as data URIs."""
+    (height, width), (most_rows, columns) = cell, _grid(cell)
     sources = []
-    for start in range(0, len(images), columns**2):
-        part = images[start : start + columns**2]
+    for start in range(0, len(images), most_rows * columns):
+        part = images[start : start + most_rows * columns]
         rows = math.ceil(len(part) / columns)
-        cells = np.zeros((rows * columns, cell, cell, 3), np.uint8)
-        cells[: len(part)] = part
-        sheet = cells.reshape(rows, columns, cell, cell, 3).transpose(0, 2, 1, 3, 4)
-        image, buffer = Image.fromarray(sheet.reshape(rows * cell, columns * cell, 3)), io.BytesIO()
+        cells = np.zeros((rows * columns, height, width, 3), np.uint8)
+        for place, pixels in zip(cells, part, strict=False):
+            margins = (0, height - pixels.shape[0]), (0, width - pixels.shape[1]), (0, 0)
+            place[:] = np.pad(pixels, margins, mode="edge")
+        sheet = cells.reshape(rows, columns, height, width, 3).transpose(0, 2, 1, 3, 4)
+        image, buffer = Image.fromarray(sheet.reshape(rows * height, columns * width, 3)), io.BytesIO()
         if quality is None:
             image.save(buffer, "WEBP", lossless=True, quality=0)
         else:

@@ -30,12 +30,14 @@ function describe(position) {
 }
 
 async function paintImage(canvas, position) {
-  const { side, cell: step, columns } = data.sheets;
+  const { cell: [down, across], rows, columns, sizes } = data.sheets;
   const cell = cellOf.get(position);
-  canvas.width = canvas.height = side;
-  const sheet = await sheets[Math.floor(cell / columns ** 2)];
-  const [column, row] = [cell % columns, Math.floor((cell % columns ** 2) / columns)];
-  canvas.getContext("2d").drawImage(sheet, step * column, step * row, side, side, 0, 0, side, side);
+  const [height, width] = sizes[sizes.length > 1 ? cell : 0];
+  [canvas.width, canvas.height] = [width, height];
+  canvas.style.aspectRatio = `${across} / ${down}`;
+  const sheet = await sheets[Math.floor(cell / (rows * columns))];
+  const [column, row] = [cell % columns, Math.floor((cell % (rows * columns)) / columns)];
+  canvas.getContext("2d").drawImage(sheet, across * column, down * row, width, height, 0, 0, width, height);
 }
 
 function painted(position, label) {

@@ -40,7 +40,7 @@ def render(template: str, **values: Any) -> str:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     templates.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    templates.filters |= {"data_uri": data_uri, "duration": duration}
+    templates.filters |= {"data_uri": data_uri, "duration": duration, "pixels": "{0[0]}×{0[1]}".format}
     templates.globals |= {"atlas": Atlas(), "most_bytes": MOST_BYTES, "labels": LABELS}
     return templates.get_template(template).render(**values)
 

@@ -39,7 +39,7 @@ def section(analysis: Analysis, predictions: Predictions) -> Section:
             {**pair, "labels": [class_names.index(pair["true"]), class_names.index(pair["predicted"])]}
             for pair in most_confused(matrix, class_names, LISTED_PAIRS if pressed else 3 * LISTED_PAIRS)
         ],
-        "tiles": tiles_of(analysis.test, predictions, shown),
+        "tiles": tiles_of(analysis.shown(analysis.test), predictions, shown),
         "correct_per_class": CORRECT_PER_CLASS,
     }
     return Section(

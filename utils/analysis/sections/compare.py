@@ -55,7 +55,7 @@ def section(analysis: Analysis, predictions: Predictions, found: tuple[SavedRun,
             f"{100 * other_predictions.probabilities[index].max():.1f} %"
             for index in positions
         ]
-        tiles[name] = tiles_of(test, predictions, positions, captions)
+        tiles[name] = tiles_of(analysis.shown(test), predictions, positions, captions)
     return Section(
         summary={
             "compare": {

@@ -16,13 +16,17 @@ NEEDS = ()
 
 
 def section(analysis: Analysis, predictions: Predictions) -> Section:
-    """Loss and accuracy per epoch, the learning rate, and the range test if training ran one."""
+    """Loss and accuracy per epoch, the learning rate, the range test if training ran one, and what the model got."""
     run = analysis.run
     curves = epoch_curves(run.rows)
     figures = {}
     if curves:
         figures = {"curves": curves_figure(curves), "lr": lr_figure(*learning_rates(run.rows))}
-    page = {"last": {split: points[-1] for split, points in curves.items()}, "range_test": run.range_test_figure()}
+    page = {
+        "last": {split: points[-1] for split, points in curves.items()},
+        "range_test": run.figure("lr_finder.png"),
+        "augmentations": run.figure("augmentations.png"),
+    }
     return Section(page=page, figures=figures)
 
 

@@ -105,7 +105,7 @@ def section(analysis: Analysis, predictions: Predictions, found: Arrays) -> Sect
     ]
     return Section(
         page={
-            "tiles": tiles_of(test, predictions, indices[order]),
+            "tiles": tiles_of(analysis.shown(test), predictions, indices[order]),
             "maps": dict(zip(("t-SNE", "PCA"), maps, strict=True)),
             "variance": embedding.variance.tolist(),
             "side": SIDE,

@@ -17,9 +17,9 @@ NEEDS = ()
 
 def section(analysis: Analysis, predictions: Predictions) -> Section:
     """All mistakes on the page and in mistakes.csv, the `images` most confident of them in misclassified.png."""
-    test, class_names, shown = analysis.test, analysis.model_config.class_names, analysis.config.images
-    mistakes = find_mistakes(predictions.probabilities, predictions.labels)
-    images = [test.images[mistake.index] for mistake in mistakes[:shown]]
+    test, class_names, most = analysis.test, analysis.model_config.class_names, analysis.config.images
+    mistakes, shown = find_mistakes(predictions.probabilities, predictions.labels), analysis.shown(test)
+    images = [shown[mistake.index] for mistake in mistakes[:most]]
     rows = [
         {
             "index": mistake.index,
@@ -32,8 +32,11 @@ def section(analysis: Analysis, predictions: Predictions) -> Section:
         for mistake in mistakes
     ]
     return Section(
-        page={"tiles": tiles_of(test, predictions, [mistake.index for mistake in mistakes])},
-        figures={"misclassified": misclassified_figure(mistakes[:shown], images, len(mistakes), class_names)},
+        page={
+            "tiles": tiles_of(shown, predictions, [mistake.index for mistake in mistakes]),
+            "whole": shown.geometry is not None,
+        },
+        figures={"misclassified": misclassified_figure(mistakes[:most], images, len(mistakes), class_names)},
         image_tables={"mistakes": rows},
     )
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from utils.analysis.cam.compare import COMPARED_IMAGES, compare, grid_figure
 from utils.analysis.cam.layers import SMALLEST_MAP
-from utils.analysis.cam.maps import Cam, class_maps, draw_map, enlarge, overlay
+from utils.analysis.cam.maps import Cam, class_maps, draw_map, enlarge
 from utils.analysis.predictions import Mistake, Predictions, find_mistakes, shown_of
 from utils.analysis.section import Analysis, Section
 from utils.plots.figures import hide_axes, message_figure, new_figure
@@ -21,7 +21,7 @@ NEEDS = ()
 
 @dataclass(frozen=True)
 class Example:
-    """A mistake as it is shown: the image as it is in the data set, and the evidence for either class drawn over it.
+    """A mistake as it is shown: the image, and the evidence for either class drawn over it.
 
     uint8 (H, W, 3) each; a map is None if there is no positive evidence for the class.
     """
@@ -39,19 +39,21 @@ def section(analysis: Analysis, predictions: Predictions) -> Section:
     mistakes = find_mistakes(predictions.probabilities, predictions.labels)
     total, mistakes = len(mistakes), mistakes[: analysis.config.images]
     images = np.array([analysis.test.images[mistake.index] for mistake in mistakes], np.uint8)
-    images = images.reshape(-1, config.image_size, config.image_size, 3)  # without mistakes too
+    images = images.reshape(-1, *config.geometry.size, 3)  # without mistakes too
     inputs = analysis.inputs_of(images)
     predicted, true = [mistake.predicted for mistake in mistakes], [mistake.true for mistake in mistakes]
     maps = np.split(class_maps(model, cam, inputs.repeat(2, 1, 1, 1), predicted + true), 2)
+    shown = analysis.shown(analysis.test)
+    views = [shown.view(mistake.index) for mistake in mistakes]
     examples = [
-        Example(mistake, image, overlay(image, predicted_map), overlay(image, true_map))
-        for mistake, image, predicted_map, true_map in zip(mistakes, images, *maps, strict=True)
+        Example(mistake, view.picture, view.overlay(predicted_map), view.overlay(true_map))
+        for mistake, view, predicted_map, true_map in zip(mistakes, views, *maps, strict=True)
     ]
     compared = compare(model, cams.chosen, maps[0], inputs[:COMPARED_IMAGES], predicted[:COMPARED_IMAGES])
     rows = [entry.row for entry in compared]
     figures = {"gradcam": gradcam_figure(examples, class_names, cam)}
     if len(compared) > 1:
-        figures["cam_grid"] = grid_figure(compared, mistakes, images, class_names)
+        figures["cam_grid"] = grid_figure(compared, mistakes, views, class_names)
     return Section(
         summary={
             "cam_layer": cam.layer.name,
@@ -60,7 +62,13 @@ def section(analysis: Analysis, predictions: Predictions) -> Section:
             "cam_refused_layers": {name: list(size) for name, size in cams.refused.items()},
             "cam_road": rows,
         },
-        page={"cam": cam, "examples": examples, "title": shown_of(len(examples), total), "smallest": SMALLEST_MAP},
+        page={
+            "cam": cam,
+            "examples": examples,
+            "title": shown_of(len(examples), total),
+            "smallest": SMALLEST_MAP,
+            "whole": shown.geometry is not None,
+        },
         figures=figures,
         tables={"cam_grid": rows} if len(compared) > 1 else {},
         media=example_media(examples, predictions, class_names) if examples else {},

@@ -38,8 +38,8 @@ def section(analysis: Analysis, predictions: Predictions) -> Section:
     """All candidates as a table, the first of them as images."""
     test, class_names = analysis.test, analysis.model_config.class_names
     candidates = find_label_issues(predictions.probabilities, predictions.labels)
-    shown = candidates[:SHOWN]
-    images = [test.images[candidate.index] for candidate in shown]
+    shown, pictures = candidates[:SHOWN], analysis.shown(test)
+    images = [pictures[candidate.index] for candidate in shown]
     captions = [f"labelled {class_names[item.given]}; perhaps {class_names[item.suggested]}" for item in shown]
     rows = [
         {
@@ -55,7 +55,7 @@ def section(analysis: Analysis, predictions: Predictions) -> Section:
     ]
     return Section(
         summary={"label_issue_candidates": len(candidates)},
-        page={"tiles": tiles_of(test, predictions, [candidate.index for candidate in shown], captions)},
+        page={"tiles": tiles_of(pictures, predictions, [candidate.index for candidate in shown], captions)},
         figures={"label_issues": label_issues_figure(shown, images, len(candidates), class_names)},
         tables={"label_issues": rows},
     )

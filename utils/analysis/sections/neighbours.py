@@ -58,7 +58,8 @@ def nearest(features: np.ndarray, training_features: np.ndarray) -> tuple[np.nda
 
 def section(analysis: Analysis, predictions: Predictions, found: Arrays) -> Section:
     """All mistakes with their neighbours as a table, the `images` most confident ones as images."""
-    test, train, class_names = analysis.test, analysis.train, analysis.model_config.class_names
+    train, class_names = analysis.train, analysis.model_config.class_names
+    test_images, train_images = analysis.shown(analysis.test), analysis.shown(train)
     mistakes = find_mistakes(predictions.probabilities, predictions.labels)
     positions, similarities = found["positions"], found["similarities"]
     labels = train.labels[positions]
@@ -87,9 +88,9 @@ def section(analysis: Analysis, predictions: Predictions, found: Arrays) -> Sect
         page={
             "rows": [
                 [
-                    *tiles_of(test, predictions, [mistake.index]),
+                    *tiles_of(test_images, predictions, [mistake.index]),
                     *(
-                        Tile("train", int(position), train.images, int(label), caption=caption(mistake, label, cosine))
+                        Tile("train", int(position), train_images, int(label), caption=caption(mistake, label, cosine))
                         for position, label, cosine in zip(*near, strict=True)
                     ),
                 ]
@@ -119,7 +120,8 @@ def neighbours_figure(
     """A row for each of the first mistakes: the image, then its nearest training images with their labels."""
     if not mistakes:
         return message_figure("No image of the test set is misclassified.")
-    test, train, class_names = analysis.test, analysis.train, analysis.model_config.class_names
+    train, class_names = analysis.train, analysis.model_config.class_names
+    test_images, train_images = analysis.shown(analysis.test), analysis.shown(train)
     total, mistakes = len(mistakes), mistakes[:MOST_ROWS]
     columns = 1 + positions.shape[1]
     figure = new_figure(1.55 * columns, 1.75 * len(mistakes) + 0.6)
@@ -127,10 +129,10 @@ def neighbours_figure(
     cells = figure.subplots(len(mistakes), columns, squeeze=False)
     hide_axes(cells.flat)
     for row, mistake, places, cosines in zip(cells, mistakes, positions, similarities, strict=False):
-        row[0].imshow(test.images[mistake.index], interpolation="nearest")
+        row[0].imshow(test_images[mistake.index], interpolation="nearest")
         true, predicted = (shown_name(class_names[label]) for label in (mistake.true, mistake.predicted))
         row[0].set_title(f"true: {true}\npredicted: {predicted}", fontsize=7, fontweight="bold")
         for axes, position, cosine in zip(row[1:], places, cosines, strict=True):
-            axes.imshow(train.images[int(position)], interpolation="nearest")
+            axes.imshow(train_images[int(position)], interpolation="nearest")
             axes.set_title(f"{shown_name(class_names[train.labels[position]])}\ncosine {cosine:.2f}", fontsize=7)
     return figure

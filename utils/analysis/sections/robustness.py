@@ -34,7 +34,7 @@ def _noise(image: np.ndarray, deviation: float, index: int) -> np.ndarray:
 
 
 def _blur(image: np.ndarray, deviation: float, index: int) -> np.ndarray:
-    return cv2.GaussianBlur(image.astype(np.float32), (0, 0), deviation * image.shape[0])
+    return cv2.GaussianBlur(image.astype(np.float32), (0, 0), deviation * min(image.shape[:2]))
 
 
 def _contrast(image: np.ndarray, share: float, index: int) -> np.ndarray:
@@ -53,11 +53,10 @@ def _jpeg(image: np.ndarray, quality: float, index: int) -> np.ndarray:
 
 
 def _pixelate(image: np.ndarray, share: float, index: int) -> np.ndarray:
-    side = image.shape[0]
-    small = max(1, round(share * side))
-    return cv2.resize(
-        cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA), (side, side), interpolation=cv2.INTER_NEAREST
-    )
+    height, width = image.shape[:2]
+    small = max(1, round(share * width)), max(1, round(share * height))
+    coarse = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_NEAREST)
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Corruption:
 
 CORRUPTIONS = {
     "noise": Corruption(_noise, "standard deviation, black to white = 1", (0.01, 0.02, 0.03, 0.05, 0.08)),
-    "blur": Corruption(_blur, "standard deviation of the Gaussian / side", (0.015, 0.025, 0.035, 0.045, 0.06)),
+    "blur": Corruption(_blur, "standard deviation of the Gaussian / shorter side", (0.015, 0.025, 0.035, 0.045, 0.06)),
     "contrast": Corruption(_contrast, "remaining contrast", (0.75, 0.6, 0.45, 0.3, 0.2)),
     "brightness": Corruption(_brightness, "added, black to white = 1", (0.1, 0.2, 0.3, 0.4, 0.5)),
     "JPEG": Corruption(_jpeg, "quality", (80, 50, 30, 15, 7)),
@@ -196,18 +195,18 @@ def robustness_figure(rows: Sequence[Row], count: int, total: int) -> Figure:
 
 def corruptions_figure(image: np.ndarray, index: int) -> Figure:
     """An image of the test set at every strength of every corruption."""
-    side, gap = image.shape[0], max(1, image.shape[0] // 16)
-    cells = np.full((len(CORRUPTIONS), STRENGTHS + 1, side + gap, side + gap, 3), 255, np.uint8)
+    (height, width), gap = image.shape[:2], max(1, min(image.shape[:2]) // 16)
+    down, across = height + gap, width + gap
+    cells = np.full((len(CORRUPTIONS), STRENGTHS + 1, down, across, 3), 255, np.uint8)
     for row, name in enumerate(CORRUPTIONS):
         for strength in range(STRENGTHS + 1):
-            cells[row, strength, :side, :side] = corrupt(image, name, strength, index)
-    figure = new_figure(6.4, 6.4)
+            cells[row, strength, :height, :width] = corrupt(image, name, strength, index)
+    figure = new_figure(6.4, 6.4 * min(2.0, max(0.5, down / across)))
     axes = figure.subplots()
-    axes.imshow(cells.swapaxes(1, 2).reshape(cells.shape[0] * (side + gap), -1, 3), interpolation="nearest")
+    axes.imshow(cells.swapaxes(1, 2).reshape(len(cells) * down, -1, 3), interpolation="nearest")
     axes.set_title(f"Test image {index} at each strength")
-    middles = (side - 1) / 2 + (side + gap) * np.arange(max(cells.shape[:2]))
-    axes.set_xticks(middles[: STRENGTHS + 1], range(STRENGTHS + 1))
-    axes.set_yticks(middles[: len(CORRUPTIONS)], CORRUPTIONS)
+    axes.set_xticks((width - 1) / 2 + across * np.arange(STRENGTHS + 1), range(STRENGTHS + 1))
+    axes.set_yticks((height - 1) / 2 + down * np.arange(len(CORRUPTIONS)), CORRUPTIONS)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure
