@@ -55,12 +55,19 @@ from utils.training.nonfinite import is_ruined, roll_back
 from utils.training.norm_statistics import fresh_statistics, reestimate_statistics
 from utils.training.optimizers import set_learning_rate
 from utils.training.preemption import StopRequest
+from utils.training.preview import write_preview
 from utils.training.run import Run
 from utils.training.snapshot import save
 
 
 def main(config: TrainConfig) -> dict[str, Any]:
-    """Trains from `config`, or resumes the run in its output_dir; returns the content of summary.json."""
+    """Trains from `config`, or resumes the run in its output_dir; returns the content of summary.json.
+
+    With `preview_augment`, only draws what the model would get; returns nothing.
+    """
+    if config.preview_augment is not None:
+        write_preview(config)
+        return {}
     if not config.fast_dev_run:
         return train(config)
     with tempfile.TemporaryDirectory(prefix="fast_dev_run-") as folder:
@@ -111,14 +118,14 @@ def check(config: TrainConfig, accelerator: Accelerator, directory: RunDirectory
             check_trackers(config, os.environ)
         directory.check()
         with torch.device("meta"):
-            create_model(config.model, 1, **model_arguments(config, config.image_size))
+            create_model(config.model, 1, **model_arguments(config, config.size))
 
 
 def train_epoch(run: Run, stop: StopRequest) -> None:
     """Trains to the end of the epoch, or to max_steps."""
     config, plan, meters, state = run.config, run.plan, run.meters, run.state
     first_step, last_step = state.step - state.epoch * plan.steps_per_epoch, plan.pause(state.epoch)
-    batches = run.loader.epoch(state.epoch, first_step)
+    batches = run.loader.epoch(state.epoch, first_step, plan.augments(state.step + 1))
     bar = tqdm(
         desc=f"epoch {state.epoch + 1}/{config.epochs}",
         total=plan.steps_per_epoch,
@@ -176,8 +183,10 @@ def train_step(run: Run, batch: Batch, lr: float, step: int | None = None) -> tu
     size = run.plan.phase(run.state.step + 1).size
     inputs = to_input(batch.images, run.mean, run.std, config.channels_last, size)
     targets = batch.labels.to(accelerator.device, non_blocking=True)
-    if run.mixing:
+    if run.mixing and run.plan.augments(run.state.step + 1):
         inputs, targets = run.mixing(inputs, targets, _derived_seed(config.seed, step, 0, 1))
+    elif run.mixing:
+        inputs, targets = inputs[1:], targets[1:]
     torch.manual_seed(_derived_seed(config.seed, step, accelerator.process_index))
     pieces = micro_batches(inputs, targets, batch.count, batch.global_count, run.micro_batch_size, world_size)
     scale = world_size / batch.global_count

@@ -13,12 +13,14 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from data.augment import BatchPipeline
+from data.augment import BatchPipeline, create_augmentations
 from data.loaders import Batch, DeviceLoader, Steps
+from data.preprocessing import Geometry
 from data.sources import load_split
 from tests.conftest import augmentations
 from tests.processes import tiny_config
 from train_accelerate import main, train_step
+from utils.config import TrainConfig
 from utils.runs.directory import RunDirectory
 from utils.system.runtime import create_accelerator
 from utils.training.build import build
@@ -73,6 +75,51 @@ def test_augmentation_on_the_gpu_gives_the_bytes_of_the_cpu(flip, padding, mode,
     choices = augmentation.draw(1, len(images))
     on_gpu = augmentation(images.to(DEVICE), choices.to(DEVICE))
     assert torch.equal(on_gpu.cpu(), augmentation(images, choices))
+
+
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        ({"vertical_flip": True}, 0),
+        ({"erase": 0.5}, 0),
+        ({"erase": 0.5, "erase_mode": "constant"}, 0),
+        ({"grayscale": 0.3}, 1),
+        ({"blur": 0.5}, 1),
+        ({"color_jitter": [0.4, 0.4, 0.4, 0.1]}, 4),
+        ({"crop": "resized"}, 1),
+    ],
+)
+def test_colour_and_noise_on_the_gpu_are_those_of_the_cpu_up_to_rounding(options, most):
+    config = TrainConfig(**{"horizontal_flip": "none", "crop": "none", "cutout": 0, **options})
+    steps = create_augmentations(config, Geometry((48, 32)), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+    augmentation, images = BatchPipeline(steps, seed=3), torch.randint(256, (64, 48, 32, 3), dtype=torch.uint8)
+    choices = augmentation.draw(1, len(images))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        on_gpu = augmentation(images.to(DEVICE), choices.to(DEVICE), choices)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    off = (on_gpu.cpu().int() - augmentation(images, choices).int()).abs()
+    assert off.max() <= most
+    assert (off > 0).float().mean() < (0.05 if "crop" in options else 1e-3)
+
+
+@pytest.mark.parametrize("word", ["trivial", "rand:3,20", "auto:svhn"])
+def test_policies_on_the_gpu_give_the_pixels_of_the_cpu_and_the_host_never_waits(word):
+    """To one level: a GPU adds up weighted colours with other roundings."""
+    config = TrainConfig(policy=word, rotate=20.0, crop="none", horizontal_flip="none", cutout=0)
+    steps = create_augmentations(config, Geometry((24, 40)), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+    augmentation, images = BatchPipeline(steps, seed=3), torch.randint(256, (640, 24, 40, 3), dtype=torch.uint8)
+    choices = augmentation.draw(1, len(images))
+    there, drawn = images.to(DEVICE), choices.to(DEVICE)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        on_gpu = augmentation(there, drawn, choices)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    differences = (on_gpu.cpu().int() - augmentation(images, choices).int()).abs()
+    assert (differences > 1).float().mean() < 1e-3  # an operation after another may make more of one level
+    assert (differences > 0).float().mean() < 1e-2
 
 
 def test_loader_on_the_gpu_gives_the_batches_of_the_cpu():

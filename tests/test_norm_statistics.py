@@ -16,6 +16,7 @@ from data.sources import load_dataset
 from models.saved import load_model
 from tests.processes import run, tiny_config, train_script
 from utils.config import TrainConfig
+from utils.training.loading import shortened
 from utils.training.norm_statistics import IMAGES, SHORT_EPOCH
 
 
@@ -23,14 +24,16 @@ def statistics(model: nn.Module) -> list[np.ndarray]:
     return [tensor.clone().numpy() for name, tensor in model.state_dict().items() if "running" in name]
 
 
-def taken_anew(model: nn.Module, config: TrainConfig, rank: int = 0, world_size: int = 1) -> list[np.ndarray]:
+def taken_anew(
+    model: nn.Module, config: TrainConfig, rank: int = 0, world_size: int = 1, augmented: bool = True
+) -> list[np.ndarray]:
     """torch's update_bn over this rank's part of the first images of the epoch after the last."""
-    data = load_dataset(config.dataset, config.data_dir, config.image_size, 0.0, config.seed, 0.25)
-    pipeline = BatchPipeline(create_augmentations(config, config.image_size, data.mean), config.seed)
+    data = shortened(load_dataset(config.dataset, config.data_dir, config.image_size, 0.0, config.seed, 0.25), config)
+    pipeline = BatchPipeline(create_augmentations(config, data.geometry, data.mean, data.std), config.seed)
     steps = Steps(len(data.train), config.batch_size, config.seed, rank, world_size)
     loader = DeviceLoader(data.train, pipeline, steps, torch.device("cpu"))
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
-    batches = zip(range(IMAGES // config.batch_size), loader.epoch(config.epochs), strict=False)
+    batches = zip(range(IMAGES // config.batch_size), loader.epoch(config.epochs, augmented=augmented), strict=False)
     update_bn([to_input(batch.images, mean, std) for _, batch in batches], model)
     return statistics(model)
 
@@ -45,6 +48,20 @@ def test_after_a_short_epoch_the_statistics_are_those_of_the_final_weights(tmp_p
     ]
     for mine, *expected in zip(found, *by_rank, strict=True):
         np.testing.assert_allclose(mine, np.mean(expected, axis=0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("until", [0.5, 1.0])
+def test_the_statistics_are_those_of_images_as_the_epoch_saw_them(tmp_path, until):
+    config = tiny_config(tmp_path / "run", epochs=2, augment_until=until, cutout=8, overfit_batches=8)
+    assert run(train_script, config) == [0]
+    model = load_model(tmp_path / "run" / "model")[0]
+    found = statistics(model)
+    expected = {seen: taken_anew(model, config, augmented=seen) for seen in (True, False)}
+    fits = {
+        seen: all(np.allclose(*pair, rtol=1e-4, atol=1e-5) for pair in zip(found, arrays, strict=True))
+        for seen, arrays in expected.items()
+    }
+    assert fits == {True: until == 1.0, False: until == 0.5}
 
 
 def test_first_epoch_of_few_steps_scores_about_as_it_trained(tmp_path):

@@ -125,7 +125,7 @@ def test_steps_of_a_linear_model_are_those_of_the_formulas(tmp_path: Path, optim
         loader=loader,
         mean=torch.tensor(data.mean),
         std=torch.tensor(data.std),
-        plan=Plan(config, len(data.train), data.image_size),
+        plan=Plan(config, len(data.train), data.geometry.size),
         model=model,
         ddp_model=ddp_model,
         optimizer=prepared,

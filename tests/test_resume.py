@@ -415,6 +415,16 @@ def test_another_checkpoint_than_the_run_asks_for_is_named_before_any_download(
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_options_that_an_older_version_lacked_were_what_are_now_the_defaults(digits_run, tmp_path, capsys):
+    run = Path(shutil.copytree(digits_run, tmp_path / "run"))
+    newest = list_checkpoints(run / "checkpoints")[-1]
+    options = json.loads((newest / "trainer.json").read_text())["options"]
+    change(newest / "trainer.json", options={name: value for name, value in options.items() if name != "policy"})
+    reseal(newest)
+    config = dataclasses.replace(load_config(TrainConfig, run / "config.yaml"), output_dir=str(run), policy="trivial")
+    assert "policy: trivial differs from none" in training_refusal(capsys, config)
+
+
 def test_second_run_on_a_folder_is_refused_and_names_the_first(tmp_path):
     folder, log = tmp_path / "run", tmp_path / "log"
     processes = start(train_script, tiny_config(folder, epochs=200))

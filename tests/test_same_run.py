@@ -65,6 +65,8 @@ def noise(tmp_path_factory) -> Path:
 KINDS = {
     "tensor": {"augment_backend": "tensor", "horizontal_flip": "alternating"},
     "albumentations": {"augment_backend": "albumentations"},
+    "policies": {"augment_backend": "tensor", "policy": "rand:2,9", "rotate": 15.0},
+    "policies by albumentations": {"augment_backend": "albumentations", "policy": "auto:cifar10", "rotate": 15.0},
     "mixed": {"mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1},
     "mixed by albumentations": {"augment_backend": "albumentations", "cutmix": 1.0},
     "muon": {"optimizer": "muon", "lr": 0.02, "momentum": 0.8, "weight_decay": 0.5},
@@ -94,6 +96,8 @@ def one_process(noise, tmp_path_factory):
     [
         ("tensor", 4, {"micro_batch_size": 2}),
         ("albumentations", 3, {"num_workers": 2, "micro_batch_size": 5, "memory_fraction": 0.0}),  # from disk
+        ("policies", 2, {"micro_batch_size": 5}),
+        ("policies by albumentations", 2, {"num_workers": 1}),
         ("mixed", 3, {"micro_batch_size": 5}),
         ("mixed by albumentations", 2, {"num_workers": 1}),
         ("muon", 2, {"micro_batch_size": 8}),
@@ -162,7 +166,7 @@ def fit_on_this_rank(folder: Path, limits: list[int]) -> None:
     accelerator = create_accelerator()
     model = RunsOutOfMemory(limits[accelerator.process_index])
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    size = fit_micro_batch_size(accelerator, model, 128, 8)
+    size = fit_micro_batch_size(accelerator, model, 128, (8, 8))
     untouched = all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     (folder / f"rank{accelerator.process_index}").write_text(f"{size} {untouched}")
 

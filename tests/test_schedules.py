@@ -101,8 +101,8 @@ def first_formula(schedule: str, step: int, total_steps: int, warmup_fraction: f
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_have_the_rates_of_the_published_runs_to_the_bit(path):
-    config = load_config(TrainConfig, path)
-    total = config.epochs * math.ceil({"cifar10": 50_000, "digits": 1437}[config.dataset] / config.batch_size)
+    config, images = load_config(TrainConfig, path), {"cifar10": 50_000, "digits": 1437, "imagefolder": 9_469}
+    total = config.epochs * math.ceil(images[config.dataset] / config.batch_size)
     assert config.schedule in ("onecycle", "cosine", "linear")
     expected = [first_formula(config.schedule, step, total, config.warmup_fraction) for step in range(total)]
     assert factors(config.schedule, total, config.warmup_fraction) == expected

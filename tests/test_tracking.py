@@ -178,11 +178,13 @@ def test_wandb_summary_has_best_and_last_as_plain_numbers(tracked):
     assert summary["test_accuracy"] == json.loads((tracked / "summary.json").read_text())["test_accuracy"]
 
 
-def test_wandb_has_range_test_and_model_summary(tracked):
+def test_wandb_has_augmentations_range_test_and_model_summary(tracked):
     items = merged([{"update": record["item"]} for record in records(tracked, "history")])
     page = next((tracked / "wandb").glob(f"offline-run-*/files/{items['model_summary.path']}"))
     assert "Total params: 701,466" in page.read_text()
     assert next((tracked / "wandb").glob(f"offline-run-*/files/{items['lr_finder.path']}"))
+    shown = next((tracked / "wandb").glob(f"offline-run-*/files/{items['augmentations.path']}"))
+    assert shown.read_bytes() == (tracked / "augmentations.png").read_bytes()
     assert items["lr_finder_curve.ncols"] == 3
 
 
@@ -551,7 +553,7 @@ def test_the_trackers_have_the_same_media(tracked):
     texts = {tag.removesuffix("/text_summary") for tag in scalars.Tags()["tensors"]}
     assert {"model_summary", "config", "analysis/per_class_table", "analysis/confusion", "analysis/report"} <= texts
     shown = {key for _, values in trackio_logs(tracked) for key in values}
-    assert pictures | {"analysis/report", "analysis/confusion", "model_summary", "lr_finder"} <= shown
+    assert pictures | {"analysis/report", "analysis/confusion", "model_summary", "lr_finder", "augmentations"} <= shown
     assert tables - {"analysis/confusion_table"} <= shown
 
 

@@ -36,7 +36,8 @@ def class_colours(classes: int) -> list[str]:
 def image_grid(images: Sequence[np.ndarray], titles: Sequence[str], columns: int) -> Figure:
     """Images (uint8, H x W x 3) row by row, each under its two lines of title."""
     rows = -(-len(images) // columns)
-    figure = new_figure(2.1 * columns, 2.45 * rows + 0.6)
+    tallest = max(image.shape[0] / image.shape[1] for image in images)
+    figure = new_figure(2.1 * columns, (2.1 * min(2.0, max(0.5, tallest)) + 0.35) * rows + 0.6)
     cells = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, image, title in zip(cells, images, titles, strict=False):
         axes.imshow(image, interpolation="nearest")

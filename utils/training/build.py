@@ -9,29 +9,40 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from data.augment.pipeline_file import digest
 from data.preprocessing import to_input
 from data.sources import download
 from data.splits import Dataset
 from models import create_model, describe_model, model_arguments
 from models.norm import with_synchronised_batch_norm
 from utils.config import TrainConfig
+from utils.config.consistency import without_effect
 from utils.runs.directory import RunDirectory
 from utils.system.bf16 import check_bf16
 from utils.system.errors import one_line, raise_on_all_ranks
 from utils.system.launch import accumulation_steps
 from utils.tracking.tracker import Text, Tracker
 from utils.training.averaging import Ema, Lookahead
-from utils.training.loading import choose_backend, create_train_loader, load_once_per_machine, sample_images, shortened
+from utils.training.loading import (
+    check_first_images,
+    choose_backend,
+    create_train_loader,
+    load_once_per_machine,
+    read_pipeline_once,
+    sample_images,
+    shortened,
+)
 from utils.training.meters import Meters
 from utils.training.micro_batch import accumulated, check_single_images, fit_micro_batch_size
 from utils.training.mixing import Mixing
 from utils.training.muon import muon_arithmetic
 from utils.training.optimizers import create_optimizer
 from utils.training.plan import Plan
+from utils.training.preview import show_augmentations
 from utils.training.profiling import StepProfiler
 from utils.training.progress import TrainState, difference, launch_of, with_launch
 from utils.training.run import Run
-from utils.training.snapshot import FILES, check_options, restore
+from utils.training.snapshot import FILES, PIPELINE, check_options, restore
 
 INITIAL_IMAGES = 5000  # that a model may derive initial weights from
 
@@ -43,11 +54,12 @@ def build(config: TrainConfig, accelerator: Accelerator, directory: RunDirectory
     Nothing in the directory is written before all that can be wrong with options, data and checkpoint was checked.
     Raises UserError and EnvironmentFault on all ranks.
     """
+    pipeline = read_pipeline_once(config, accelerator)
     source, files = directory.find_resume(FILES) or (None, {})
     saved_backend = None
     with raise_on_all_ranks(accelerator):
         if source:
-            saved_backend = check_options(files, source, config).get("augment_backend", "albumentations")
+            saved_backend = check_options(files, source, config, pipeline).get("augment_backend", "albumentations")
         if accelerator.is_local_main_process:
             download(config.dataset, config.data_dir)
     data = shortened(load_once_per_machine(config, accelerator), config)
@@ -56,8 +68,9 @@ def build(config: TrainConfig, accelerator: Accelerator, directory: RunDirectory
         check_single_images(config, data, accelerator.num_processes)
         backend = choose_backend(config, saved_backend, data, accelerator)
         config = dataclasses.replace(config, augment_backend=backend)
-        plan = Plan(config, len(data.train), data.image_size)
-        loader = create_train_loader(config, data, accelerator)
+        plan = Plan(config, len(data.train), data.geometry.size)
+        loader = create_train_loader(config, data, accelerator, pipeline)
+        check_first_images(loader, data)
         model = _initial_model(config, data, accelerator.device, new=source is None)
         optimizer = create_optimizer(config, model)
         ema = Ema(model, config.ema_decay) if config.ema_decay is not None else None
@@ -67,7 +80,7 @@ def build(config: TrainConfig, accelerator: Accelerator, directory: RunDirectory
     micro_batch_size = config.micro_batch_size
     if micro_batch_size is None and device.type != "cpu":  # a CPU's memory runs out without an error to act on
         part = -(-min(config.batch_size, plan.images) // accelerator.num_processes)
-        micro_batch_size = fit_micro_batch_size(accelerator, model, part, data.image_size)
+        micro_batch_size = fit_micro_batch_size(accelerator, model, part, data.geometry.size)
     if device.type == "cuda" and accelerator.num_processes > 1:
         model = with_synchronised_batch_norm(model)  # with the same parameters
     ddp_model, optimizer = accelerator.prepare(model, optimizer)
@@ -98,10 +111,19 @@ def build(config: TrainConfig, accelerator: Accelerator, directory: RunDirectory
             restore(run, files, source)
             run.meters.clock.restore(run.state.train_seconds)
         accelerator.print(f"resumed from {source} (step {run.state.step})")
-    arithmetic: dict[str, Any] = {"bf16_slowdown": check_bf16(accelerator)}
+    if accelerator.is_main_process and (line := without_effect(config)):
+        print(f"warning: {line}", file=sys.stderr)
+    if pipeline:
+        accelerator.print(f"augmentation: {config.augment_file} replaces all options but mixup and cutmix")
+    more: dict[str, Any] = {"bf16_slowdown": check_bf16(accelerator)}
     if config.optimizer == "muon":
-        arithmetic["muon_arithmetic"] = muon_arithmetic(device)
-    directory.start(config, run.state.metrics_size, source, data, arithmetic)
+        more["muon_arithmetic"] = muon_arithmetic(device)
+    if pipeline:
+        more[PIPELINE] = digest(pipeline)
+    directory.start(config, run.state.metrics_size, source, data, more)
+    with raise_on_all_ranks(accelerator):
+        if accelerator.is_main_process:
+            show_augmentations(run)
     if accelerator.is_main_process:
         _note_launch(run)
         directory.track(lambda tracker: _show_model(tracker, config, data))
@@ -109,7 +131,7 @@ def build(config: TrainConfig, accelerator: Accelerator, directory: RunDirectory
 
 
 def _model(config: TrainConfig, data: Dataset) -> nn.Module:
-    return create_model(config.model, len(data.class_names), **model_arguments(config, data.image_size))
+    return create_model(config.model, len(data.class_names), **model_arguments(config, data.geometry.size))
 
 
 def _initial_model(config: TrainConfig, data: Dataset, device: torch.device, new: bool) -> nn.Module:
@@ -138,4 +160,4 @@ def _note_launch(run: Run) -> None:
 def _show_model(tracker: Tracker, config: TrainConfig, data: Dataset) -> None:
     """The model layer by layer, once in a tracker. It is made anew: Accelerate has changed the forward of the other."""
     if tracker.fresh:
-        tracker.show({"model_summary": Text(describe_model(_model(config, data), data.image_size))}, step=0)
+        tracker.show({"model_summary": Text(describe_model(_model(config, data), data.geometry.size))}, step=0)

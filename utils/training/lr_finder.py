@@ -32,8 +32,8 @@ def find_learning_rate(run: Run, stop: StopRequest, train_step: TrainStep) -> No
     accelerator = run.accelerator
     weights = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
-    unused_epochs = range(run.config.epochs, 2**31)
-    batches = enumerate(batch for epoch in unused_epochs for batch in run.loader.epoch(epoch))
+    unused_epochs, augmented = range(run.config.epochs, 2**31), run.plan.augments(step=1)
+    batches = enumerate(batch for epoch in unused_epochs for batch in run.loader.epoch(epoch, augmented=augmented))
 
     def step(lr: float) -> float:
         if signum := stop.agreed():

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from data.splits import Dataset
 from models import create_model, model_arguments
 from utils.config import TrainConfig
-from utils.config.resolution import resolution_phases
+from utils.config.resolution import Size, resolution_phases, shown_size
 from utils.system.errors import EnvironmentFault, UserError
 from utils.system.launch import ACCUMULATION
 
@@ -82,20 +82,21 @@ def check_single_images(config: TrainConfig, data: Dataset, world_size: int) -> 
     if smallest_piece(len(data.train), config.batch_size, world_size, config.micro_batch_size) > 1:
         return
     with torch.device("meta"):
-        model = create_model(config.model, len(data.class_names), **model_arguments(config, data.image_size))
-        for phase in resolution_phases(config.resolution, data.image_size, 1):
+        model = create_model(config.model, len(data.class_names), **model_arguments(config, data.geometry.size))
+        for phase in resolution_phases(config.resolution, data.geometry.size, 1):
             try:
-                model(torch.zeros(1, 3, phase.size, phase.size))
+                model(torch.zeros(1, 3, *phase.size))
             except ValueError as error:
                 raise UserError(
                     f"batch_size: {config.batch_size} leaves a step with a single image for a process, of which batch "
-                    f"norm cannot learn at {phase.size} pixels; choose another batch_size, more pixels or --norm group"
+                    f"norm cannot learn at {shown_size(phase.size)} pixels; choose another batch_size, more pixels or "
+                    "--norm group"
                 ) from error
             except RuntimeError:  # not computable on the meta device
                 return
 
 
-def fit_micro_batch_size(accelerator: Accelerator, model: nn.Module, part: int, image_size: int) -> int:
+def fit_micro_batch_size(accelerator: Accelerator, model: nn.Module, part: int, image_size: Size) -> int:
     """The largest of part, part / 2, part / 4, ... images that fit into memory in a training step of `model`.
 
     All ranks agree on the smallest. To be called before the model is prepared or has synchronised batch norm: the ranks
@@ -105,7 +106,7 @@ def fit_micro_batch_size(accelerator: Accelerator, model: nn.Module, part: int, 
     def attempt(size: int) -> None:
         # What training will hold beside the activations: gradients in DDP's buckets and two optimizer moments.
         reserve = [torch.empty_like(parameter) for parameter in model.parameters() for _ in range(3)]
-        images = torch.zeros(size, 3, image_size, image_size, device=accelerator.device)
+        images = torch.zeros(size, 3, *image_size, device=accelerator.device)
         labels = torch.zeros(size, dtype=torch.long, device=accelerator.device)
         with accelerator.autocast():
             loss = F.cross_entropy(model(images), labels)

@@ -13,7 +13,7 @@ class Mixing:
 
     Args:
         mixup, cutmix: the alpha of each one's Beta(alpha, alpha); 0: not used. With both, each batch draws one of them.
-            Below 0.01 (utils.config.train.SMALLEST_ALPHA) torch's sampler underflows to a ratio of one half.
+            Below 0.01 (utils.config.consistency.SMALLEST_ALPHA) torch's sampler underflows to a ratio of one half.
     """
 
     def __init__(self, mixup: float, cutmix: float, num_classes: int):

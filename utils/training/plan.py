@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from utils.config import TrainConfig
-from utils.config.resolution import Phase, phase_at, resolution_phases
+from utils.config.resolution import Phase, Size, phase_at, resolution_phases
 from utils.system.errors import UserError
 
 SCHEDULES = ("onecycle", "cosine", "linear", "step", "constant")
@@ -18,12 +18,12 @@ class Plan:
 
     Attributes:
         images: in the training split.
-        image_size: of the data set, in pixels.
+        image_size: of the data set, height and width in pixels.
     """
 
     config: TrainConfig
     images: int
-    image_size: int
+    image_size: Size
 
     def __post_init__(self) -> None:
         """Raises UserError if `resolution` does not end at image_size."""
@@ -47,6 +47,15 @@ class Plan:
     def phases(self) -> list[Phase]:
         """The image sizes of the run and the step after which each begins."""
         return resolution_phases(self.config.resolution, self.image_size, self.total_steps)
+
+    @property
+    def augmented_epochs(self) -> int:
+        """How many epochs have augmented images, before those without."""
+        return round(self.config.augment_until * self.config.epochs)
+
+    def augments(self, step: int) -> bool:
+        """Whether the images of a step are augmented and mixed."""
+        return (step - 1) // self.steps_per_epoch < self.augmented_epochs
 
     def epoch_end(self, epoch: int) -> int:
         """The last step of an epoch."""

@@ -37,8 +37,8 @@ def log_scores(run: Run, split: str, scores: Scores) -> None:
 
 
 def _resolution(run: Run) -> dict[str, int]:
-    """The image size of a line, if it changes over the run."""
-    return {"resolution": run.resolution} if len(run.plan.phases) > 1 else {}
+    """The height of the images of a line, if it changes over the run."""
+    return {"resolution": run.resolution[0]} if len(run.plan.phases) > 1 else {}
 
 
 def summarise(run: Run, scores: Scores, plain: Scores) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from data.loaders import DeviceLoader, TrainLoader
 from data.splits import Dataset
 from utils.config import TrainConfig
+from utils.config.resolution import Size
 from utils.runs.directory import RunDirectory
 from utils.training.averaging import Ema, Lookahead
 from utils.training.meters import Meters
@@ -59,8 +60,8 @@ class Run:
         return self.ema.model if self.ema else self.model
 
     @property
-    def resolution(self) -> int:
-        """Image size of the last finished step, in pixels."""
+    def resolution(self) -> Size:
+        """Height and width in pixels of the images of the last finished step."""
         return self.plan.phase(self.state.step).size
 
     @property

@@ -11,8 +11,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from data.augment.pipeline_file import digest
 from models import model_arguments, saved
 from utils.config import TrainConfig
+from utils.config.resolution import plain_size
 from utils.system.errors import UserError
 from utils.system.files import to_json
 from utils.system.reading import is_number, parse_json, shown
@@ -23,14 +25,26 @@ from utils.training.run import Run
 MODELS = ("model.safetensors", "unaveraged.safetensors", "lookahead.safetensors")
 TRAINER, CONFIG, OPTIMIZER, BEST = "trainer.json", "config.json", "optimizer.safetensors", "best.safetensors"
 FILES = (TRAINER, CONFIG, OPTIMIZER, BEST, *MODELS)
+PIPELINE = "augment_file_sha256"  # of the content of augment_file, in trainer.json and environment.json
 
 
 def exported_config(run: Run) -> saved.ModelConfig:
     """config.json of the model as it is now, with the resolution that it was last trained on."""
     config, data = run.config, run.data
-    arguments = model_arguments(config, data.image_size)
-    preprocessing = data.image_size, data.mean, data.std, run.resolution
-    return saved.ModelConfig(config.model, arguments, data.class_names, *preprocessing, config.tta)
+    geometry = data.geometry
+    return saved.ModelConfig(
+        architecture=config.model,
+        arguments=model_arguments(config, geometry.size),
+        class_names=data.class_names,
+        image_size=plain_size(geometry.size),
+        mean=data.mean,
+        std=data.std,
+        resolution=plain_size(run.resolution),
+        tta=config.tta,
+        fit=geometry.fit,
+        crop_pct=geometry.crop_pct,
+        interpolation=geometry.interpolation,
+    )
 
 
 def save(run: Run) -> None:
@@ -52,6 +66,7 @@ def _pack(run: Run) -> dict[str, bytes]:
         "state": dataclasses.asdict(run.state),
         "options": dataclasses.asdict(run.config),
         "train_count": len(run.data.train),
+        PIPELINE: run.directory.environment.get(PIPELINE),
         "scaler": scaler.state_dict() if scaler else None,
     }
     tensors = {name: model.state_dict() for name, model in _models(run).items()}
@@ -68,18 +83,35 @@ def _models(run: Run) -> dict[str, nn.Module]:
     return {name: model for name, model in zip(MODELS, found, strict=True) if model is not None}
 
 
-def check_options(files: Mapping[str, bytes], source: Path, config: TrainConfig) -> dict[str, Any]:
+def check_options(
+    files: Mapping[str, bytes], source: Path, config: TrainConfig, pipeline: bytes = b""
+) -> dict[str, Any]:
     """The options of the run in a checkpoint, before any download. Raises UserError naming the one that differs if it
-    is another run."""
+    is another run.
+
+    Args:
+        pipeline: the content of `augment_file`, which counts in place of its path.
+    """
     trainer = _read_trainer(files, source)
     mine, identity = dataclasses.asdict(config), config.identity()
-    for name, value in trainer["options"].items():
+    theirs = dataclasses.asdict(TrainConfig()) | trainer["options"]  # older versions did what are now the defaults
+    for name, value in theirs.items():
         resolved = name == "augment_backend" and mine[name] == "auto"  # to the checkpoint's
         if name in identity and value != mine[name] and not resolved:
             raise UserError(
                 f"{name}: {mine[name]} differs from {shown(value)} in {source}; {_advice(name, value, mine)}"
             )
+    saved_digest, own_digest = trainer.get(PIPELINE), digest(pipeline) if pipeline else None
+    if saved_digest != own_digest:
+        raise UserError(
+            f"augment_file: {config.augment_file or 'null'} ({_shown_digest(own_digest)}) differs from that of "
+            f"{source} ({_shown_digest(saved_digest)}); resume with the same or choose another output_dir"
+        )
     return trainer["options"]
+
+
+def _shown_digest(sha256: Any) -> str:
+    return f"SHA-256 {shown(sha256)[:12]}..." if sha256 else "no pipeline"
 
 
 def _advice(name: str, theirs: Any, mine: Mapping[str, Any]) -> str:
