@@ -76,7 +76,7 @@ def bare_pass(settings: argparse.Namespace) -> float:
     model, config = run.load_model()
     statistics_of_inputs = [torch.tensor(values, device=accelerator.device) for values in (config.mean, config.std)]
     batches = [
-        to_input(images, *statistics_of_inputs, size=config.resolution)
+        to_input(images, *statistics_of_inputs, size=config.input_size)
         for images, _ in EvaluationLoader(run.split("test", config))
     ]
     model = model.to(accelerator.device, memory_format=torch.channels_last)

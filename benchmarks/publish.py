@@ -181,7 +181,7 @@ def with_table(page: Path, text: str) -> str:
 
 def flops_per_image(config: dict[str, Any], size: int) -> int:
     """Floating-point operations of one image forward and backward, as torch counts them (a multiply-add is two)."""
-    arguments = model_arguments(TrainConfig(**config), config["image_size"])
+    arguments = model_arguments(options := TrainConfig(**config), options.size)
     model = create_model(config["model"], 10, **arguments).train()
     with FlopCounterMode(display=False) as counter:
         model(torch.randn(2, 3, size, size)).sum().backward()

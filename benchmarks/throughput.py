@@ -153,7 +153,7 @@ def describe_machine(settings: argparse.Namespace) -> dict[str, Any]:
     environment = describe_environment(create_accelerator(default_precision=settings.precision))
     download(settings.dataset, settings.data_dir)
     data = load(settings)
-    return {**environment, "image_size": data.image_size, "train_images": len(data.train)}
+    return {**environment, "image_size": data.geometry.size[0], "train_images": len(data.train)}
 
 
 def load(settings: argparse.Namespace) -> Dataset:
@@ -508,9 +508,9 @@ def augmentation_alone(settings: argparse.Namespace) -> dict[str, dict[str, floa
     keep_freed_memory()
     data = load(settings)
     mean, std = torch.tensor([data.mean, data.std])
-    size, steps = data.image_size, Steps(len(data.train), settings.batch_size, 0, 0, 1)
+    size, steps = data.geometry.size[0], Steps(len(data.train), settings.batch_size, 0, 0, 1)
     config = TrainConfig(crop_padding=size // 8, horizontal_flip="random", cutout=size // 2)
-    augmentations = create_augmentations(config, size, data.mean)
+    augmentations = create_augmentations(config, data.geometry, data.mean, data.std)
     loaders = {
         "tensor": DeviceLoader(data.train, BatchPipeline(augmentations), steps, torch.device("cpu")),
         "albumentations": TrainLoader(data.train, ImagePipeline(augmentations), steps),
@@ -531,7 +531,7 @@ def inputs_of(loader: DeviceLoader | TrainLoader, mean: Tensor, std: Tensor) -> 
 
 def torchvision_inputs(data: Dataset, batch_size: int) -> Iterator[Tensor]:
     """The same work by torchvision, image by image; RandomErasing keeps its square inside the image."""
-    size = data.image_size
+    size = data.geometry.size[0]
     transform = v2.Compose(
         [
             v2.RandomCrop(size, padding=size // 8),

@@ -2,16 +2,21 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.peer_cifar import FEWEST, WARM_UP, StepClock
+from benchmarks.photos import PEERS
+from benchmarks.portrait import CLASSES, FITS, photo
 from benchmarks.throughput import ratios, take_turns
 from tests.conftest import ROOT
 from tests.processes import run
@@ -174,6 +179,47 @@ def test_peers_own_losses_are_read_at_the_end_of_each_epoch(peer, tmp_path):
     assert f"epoch 2: train {passes[2]}; test {passes[3]}" in done.stdout
 
 
+@pytest.mark.slow
+def test_photos_are_read_beside_the_others(tmp_path):
+    folder = tmp_path / "photos" / "train"
+    for number in range(6):
+        (folder / f"class-{number % 2}").mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(number).integers(0, 256, (60, 80, 3), np.uint8)
+        photo = Image.fromarray(noise).resize((299 + number, 224), Image.Resampling.BICUBIC)
+        photo.save(folder / f"class-{number % 2}" / f"{number}.jpg")
+    path = tmp_path / "photos.json"
+    done = command(
+        *(sys.executable, "benchmarks/photos.py", "--data_dir", str(folder.parent), "--quick", "--photos", "6"),
+        *("--json", str(path)),
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads(path.read_text())
+    assert set(results["speed"]) == set(results["fidelity"]) == {"224 32", "500 32", "2000 32"}
+    for rates in results["speed"].values():
+        assert {"suite", "suite, exact_decode", *PEERS} <= set(rates)
+        assert all(rate > 0 for rate in leaves(rates))
+    for found in results["fidelity"].values():
+        assert 0 < found["difference_with_rounded_edges"] <= found["difference"]
+        assert 0 < found["share"] <= 1
+    assert not results["training"] or all(rate > 0 for rate in leaves(results["training"]))
+    assert len(results["memory"]["resident"]) == 2
+    assert "suite / fastest of the others" in done.stdout
+
+
+def test_augmentation_is_timed_beside_torchvisions():
+    done = command(sys.executable, "benchmarks/augment.py", "--quick")
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr.lower()
+    header, rule, *rows = (line.strip("|").split("|") for line in done.stdout.splitlines() if line.startswith("|"))
+    assert len(rows) == 2 * 9
+    assert all(len(row) == len(header) == len(rule) for row in rows)
+    for _, size, *spreads in rows:
+        assert int(size) in (16, 24)
+        for spread in spreads:
+            middle, low, high = (float(number.replace(",", "")) for number in re.findall(r"[\d.,]+", spread))
+            assert 0 < low <= middle <= high
+
+
 def time_the_analysis(path: Path) -> None:
     from benchmarks import analysis
 
@@ -194,6 +240,23 @@ def test_the_analysis_is_timed_beside_a_bare_forward_pass(digits_run, tmp_path):
     assert run(time_the_analysis, digits_run / "missing", log=log) == [2]
     lines = [line for line in log.read_text().splitlines() if not line.startswith("note: this CPU emulates bf16")]
     assert len(lines) == 1
+
+
+@pytest.mark.slow
+def test_the_portraits_end_in_a_table_with_a_row_for_every_fit():
+    done = command(sys.executable, "benchmarks/portrait.py", "--quick")
+    assert done.returncode == 0, done.stderr
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [tuple(row[:2]) for row in rows[2:]] == [(fit, str(size)) for fit, size in FITS]
+    assert all(0 <= float(row[2].split("%")[0]) <= 100 for row in rows[2:])
+
+
+def test_a_portrait_is_a_function_of_its_class_and_number():
+    for name in CLASSES:
+        first, again, other = (np.asarray(photo(name, number)) for number in (3, 3, 4))
+        assert first.shape == (240, 160, 3)
+        assert (first == again).all()
+        assert (first != other).any()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here it would check the GPU")
