@@ -29,8 +29,13 @@ from PIL import Image, PngImagePlugin
 import analyze
 import train_accelerate
 from data.files import read_image
+from data.preprocessing import square
+from data.sources import load_dataset
 from tests.conftest import ROOT
+from tests.processes import run as run_processes
+from tests.processes import train_script
 from utils.config import AnalyzeConfig, TrainConfig, completion
+from utils.config.consistency import without_effect
 from utils.config.parser import parse_config, read_config
 from utils.system.errors import run_script
 from utils.training.micro_batch import smallest_piece
@@ -66,6 +71,8 @@ def place(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("place")
     image_folder(root / "images")
     (root / "recipe.yaml").write_text("epochs: 3\n")
+    (root / "pipeline.yaml").write_text("transform: {__class_fullname__: Resize, height: 8, width: 8, p: 1.0}")
+    (root / "large.yaml").write_text("transform: {__class_fullname__: RandomCrop, height: 64, width: 64, p: 1.0}")
     (root / "file").write_text("no folder")
     (root / "empty").mkdir()
     (root / "loop").symlink_to("loop")
@@ -291,10 +298,29 @@ OPTIONS = [
     ("a plan with a hundred digits", f"--resolution {'9' * 100}", "resolution: '999", "is not allowed"),
     ("a plan for other images", "--resolution 8@0.5,12", "it must end at the image size, 16"),
     ("a plan of CIFAR's size for another", "--dataset cifar10 --resolution 8@0.5,16", "the image size, 32"),
+    ("a policy without an operation", "--policy rand:0,9",
+     "policy: 'rand:0,9' is not allowed; rand:N,M takes 1 to 10 operations"),
+    ("a policy of another library", "--policy rand-m9-n2", "policy: 'rand-m9-n2' is not allowed; it must be none"),
+    ("a table that nobody found", "--policy auto:cifar100", "'auto:cifar100' is not allowed; did you mean cifar10?"),
     ("a crop of nothing but padding", "--crop_padding 17", "crop_padding: 17 is not allowed; it must be at most",
      "(16)"),
     ("a mirror as large as the image", "--crop_padding 16 --padding_mode reflect", "it must be less than image_size"),
     ("a hole larger than the image", "--cutout 17", "cutout: 17 is not allowed; it must be at most image_size (16)"),
+    ("a size of three numbers", "--image_size 16x16x16", "image_size: '16x16x16' is not allowed; it must be a whole",
+     "or two of them as HEIGHTxWIDTH, such as 224x160"),
+    ("a size of which one side is too small", "--image_size 16x4", "image_size: '16x4' is not allowed"),
+    ("a size that CIFAR ignores", "--dataset cifar10 --image_size big", "image_size: 'big' is not allowed"),
+    ("a fit of another name", "--fit letterbox", "fit: 'letterbox' is not allowed", "one of crop, squash, pad"),
+    ("a part of what pad keeps whole", "--fit pad --crop_pct 0.9", "crop_pct: 0.9 is not allowed with fit pad"),
+    ("a part of nothing", "--crop_pct 0", "crop_pct: 0.0 is not allowed; it must be at least 0.1"),
+    ("a crop without a pixel", "--crop resized --crop_scale 0", "crop_scale: 0.0 is not allowed; it must be at least"),
+    ("a crop larger than the photo", "--crop resized --crop_scale 1.5", "crop_scale: 1.5 is not allowed", "at most 1"),
+    ("a range from large to small", "--crop_scale 1,0.5", "crop_scale: [1.0, 0.5] is not allowed; it must be"),
+    ("a range of three numbers", "--crop_scale 0.1,0.5,1", "crop_scale: [0.1, 0.5, 1.0] is not allowed"),
+    ("a cache of photos that are too small", "--crop resized --cache_side 12", "cache_side: 12 is not allowed",
+     "it must be at least 16"),
+    ("a pipeline for whole batches", "--cutout 8 --augment_file pipeline.yaml --augment_backend tensor",
+     "augment_backend: tensor is not allowed with augment_file"),
     ("a hole larger than CIFAR's images", "--dataset cifar10 --image_size 64 --cutout 40", "at most image_size (32)"),
 ]  # fmt: skip
 
@@ -319,7 +345,18 @@ CONTRADICTIONS = [
      "batch_size: 8 leaves"),
     ("a phase of one pixel", "--resolution 8@0.5,16 --batch_size 1 --output_dir new", "cannot learn at 8 pixels"),
     ("another rate than the run's", "--lr 0.2", "lr: 0.2 differs from 0.1 in", "choose another output_dir"),
+    ("a pipeline of another size", "--cutout 8 --augment_file pipeline.yaml --output_dir new",
+     "augment_file: an image of pipeline.yaml has 8x8 pixels, and image_size is 16x16; add a transform"),
+    ("a crop larger than the photos", "--cutout 8 --augment_file large.yaml --output_dir new",
+     "augment_file: large.yaml fails for an image of 20x20 pixels: "),
     ("another model than the run's", "--model resnet34", "model: resnet34 differs from resnet18"),
+    ("another fit than the run's", "--fit pad", "fit: pad differs from crop in", "choose another output_dir"),
+    ("another shape than the run's", "--image_size 16x24", "image_size: 16x24 differs from 16 in"),
+    ("another part than the run's", "--crop_pct 0.9", "crop_pct: 0.9 differs from 1.0 in"),
+    ("another filter than the run's", "--interpolation lanczos", "interpolation: lanczos differs from bilinear in"),
+    ("a padded size that a model does not take",
+     "--model timm:vit_tiny_patch16_224 --width 64 --fit pad --image_size 37x64 --output_dir new",
+     "image_size: 37x64 is not allowed with timm:vit_tiny_patch16_224"),
     ("other classes than the run's", "--dataset digits", "dataset: digits differs from imagefolder"),
     ("a folder that holds a run already", "--resume never", "resume: run already holds a run"),
     ("a checkpoint that is not there", "--resume run/checkpoints/step-9",
@@ -338,6 +375,61 @@ def test_a_contradiction_is_refused(capsys, given, words):
     if "timm:" in given:
         pytest.importorskip("timm")
     refused(capsys, TrainConfig, [*TRAIN, *words_of(given)], *words)
+
+
+WITHOUT_EFFECT = [
+    ("a scale without its crop", "--crop_scale 0.5,1 --exact_decode true --cache_side 64",
+     "crop_scale, exact_decode, cache_side without crop resized"),
+    ("padding beside another crop", "--crop resized --crop_padding 8", "crop_padding without crop pad"),
+    ("padding without a crop", "--crop none --crop_padding 8 --padding_mode reflect",
+     "crop_padding without crop pad; padding_mode without crop pad and crop_padding"),
+    ("a mode of no padding", "--crop_padding 0 --padding_mode reflect",
+     "padding_mode without crop pad and crop_padding"),
+    ("a mode of nothing erased", "--erase_mode constant", "erase_mode without erase"),
+    ("sizes of a data set that has its own", "--dataset cifar10 --image_size 64 --fit squash --crop_pct 0.9",
+     "image_size with cifar10, whose images have a size of their own; fit, crop_pct with cifar10, whose images have a "
+     "size of their own, but for the photos of others"),
+    ("an end without augmentation that rounds to none", "--epochs 4 --augment_until 0.9",
+     "augment_until in so few epochs"),
+]  # fmt: skip
+
+
+@table(WITHOUT_EFFECT)
+def test_options_without_effect_are_named_in_one_line(given, words):
+    assert without_effect(read_config(TrainConfig, words_of(given))) == f"no effect: {words[0]}"
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["", "--crop resized --crop_scale 0.5,1 --crop_padding 0", "--dataset digits --image_size 64x32 --fit squash",
+     "--erase 0.5 --erase_mode constant", "--augment_until 0.9", "--crop_padding 8 --padding_mode reflect",
+     "--augment_file a.yaml --mixup 1 --augment_until 0.5"],
+)  # fmt: skip
+def test_options_that_have_an_effect_are_not_named(given):
+    assert without_effect(read_config(TrainConfig, given.split())) == ""
+
+
+def test_a_start_names_options_without_effect_once_and_trains(tmp_path):
+    image_folder(tmp_path / "images")
+    argv = [*TRAIN, "--data_dir", str(tmp_path / "images"), "--output_dir", str(tmp_path / "run")]
+    config = read_config(TrainConfig, [*argv, "--erase_mode", "constant", "--norm", "group"])
+    assert run_processes(train_script, config, world_size=2, log=tmp_path / "log") == [0, 0]
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [line for line in lines if "no effect" in line] == ["warning: no effect: erase_mode without erase"]
+
+
+@pytest.mark.parametrize("more", [[], ["--crop", "resized"]], ids=["fitted", "photos"])
+def test_a_photo_of_the_first_batch_that_cannot_be_read_is_told_before_anything_is_written(capsys, tmp_path, more):
+    """In a folder that stays on disk; those beyond it are found when they are needed."""
+    root = image_folder(tmp_path / "images", counts={"train": 2, "test": 2})
+    argv = [*TRAIN, "--data_dir", str(root), "--output_dir", str(tmp_path / "new"), "--memory_fraction", "0", *more]
+    data = load_dataset("imagefolder", root, 16, memory_fraction=0)  # their statistics are known already
+    broken = Path(data.train.paths[1])
+    status, content = broken.stat(), broken.read_bytes()
+    broken.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    os.utime(broken, ns=(status.st_atime_ns, status.st_mtime_ns))
+    line = refused(capsys, TrainConfig, argv, "is not a readable image", roots=(tmp_path,))
+    assert broken.name in line
 
 
 @pytest.mark.parametrize(
@@ -479,12 +571,28 @@ PATHS = [
     ("a device for a recipe", "--config /dev/null", "config: /dev/null is not a file"),
     ("a recipe with too long a name", f"--config {LONG}", "config: xxx", "is missing"),
     ("a pipe for a recipe", "--config pipe", "config: pipe is not a file"),
+    ("no pipeline", "--cutout 8 --augment_file missing.yaml",
+     "augment_file: missing.yaml is missing; it must be a pipeline"),
+    ("a folder for a pipeline", "--cutout 8 --augment_file images", "augment_file: images is not a file"),
+    ("a device for a pipeline", "--cutout 8 --augment_file /dev/null", "augment_file: /dev/null is not a file"),
+    ("a pipe for a pipeline", "--cutout 8 --augment_file pipe", "augment_file: pipe is not a file"),
+    ("a link to itself for a pipeline", "--cutout 8 --augment_file loop", "augment_file: loop cannot be read"),
+    ("a pipeline with too long a name", f"--cutout 8 --augment_file {LONG}", "augment_file: xxx", "cannot be read"),
+    ("a recipe for a pipeline", "--cutout 8 --augment_file recipe.yaml",
+     "augment_file: recipe.yaml: it has no entry `transform`"),
+    ("a folder for a preview", "--preview_augment images", "preview_augment: images is not allowed; it must be a PNG"),
+    ("no PNG file for a preview", "--preview_augment a.jpg", "preview_augment: a.jpg is not allowed; it must be a PNG"),
+    ("a folder named as a PNG", "--preview_augment folder.png", "preview_augment: folder.png is not allowed"),
+    ("a preview in no folder", "--preview_augment missing/a.png", "preview_augment: missing/a.png cannot be written"),
+    ("a preview below a file", "--preview_augment file/a.png", "preview_augment: file/a.png cannot be written"),
+    ("a preview with too long a name", f"--preview_augment {LONG}.png", "preview_augment: xxx", "cannot be written"),
 ]  # fmt: skip
 
 
 @table(PATHS)
 def test_a_wrong_path_is_refused(capsys, place, given, words):
-    for path, make in ((place / "nowhere", lambda path: path.symlink_to("gone")), (place / "pipe", os.mkfifo)):
+    links = (place / "nowhere", lambda path: path.symlink_to("gone"))
+    for path, make in (links, (place / "pipe", os.mkfifo), (place / "folder.png", Path.mkdir)):
         if not os.path.lexists(path):
             make(path)
     line = refused(capsys, TrainConfig, [*TRAIN, *words_of(given)], *words)
@@ -814,7 +922,7 @@ ODD_IMAGES = [
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as data.images does, outside of pytest
 def test_an_image_that_looks_odd_is_read_right(tmp_path, write, name, holds):
     write(tmp_path / name)
-    image = read_image(tmp_path / name, 8)
+    image = read_image(tmp_path / name, square(8))
     assert image.shape == (8, 8, 3)
     assert holds(image)
 

@@ -33,6 +33,8 @@ MORE = {
 def losses(name: str, folder: Path) -> list[float]:
     """Of each step."""
     words = MORE[name].split() if name in MORE else ["--config", str(ROOT / "recipes" / f"{name}.yaml")]
+    if name in ("aerial", "photos"):  # whose model is timm's
+        words += ["--model", "resnet18"] + (["--image_size", "32"] if name == "photos" else [])
     if name == "assignment":  # its range test, of 100 steps, suggests a rate that depends on the processor
         words += ["--lr", "0.02"]
     main(read_config(TrainConfig, [*words, *SHORT.split(), "--output_dir", str(folder)]))

@@ -77,6 +77,7 @@ FILES = {
     "summary.json": "json",
     "lr_finder.csv": None,
     "lr_finder.png": "picture",
+    "augmentations.png": "picture",
     "model/config.json": "json",
     "model/model.safetensors": "tensors",
     "model/README.md": None,
@@ -435,7 +436,7 @@ def texts(trace: Path) -> dict[str, bytes | Callable[[Path], None]]:
         "deep mappings": b'{"a":' * 200_000,
         "half deep": b'{"files":' + b"[" * 600 + b"]" * 600 + b"}",
         "a number of many digits": b'{"format_version": ' + b"9" * 100_000 + b"}",
-        "another version": b'{"format_version": 3}',
+        "another version": b'{"format_version": 4}',
         "no version": b'{"format_version": NaN}',
         "a list": b"[1, 2]",
         "a text": b'"\\ud800\\u001b[31m"',
@@ -544,6 +545,46 @@ def changed(path: Path, *keys: str, value: object) -> bytes:
     return json.dumps(content).encode()
 
 
+def pipelines(trace: Path) -> dict[str, bytes | Callable[[Path], None]]:
+    """What is no pipeline of albumentations, or one that would run code or take all memory."""
+    touch = f"!!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{trace}']]"
+
+    def one(name: str, more: str = "p: 1.0") -> bytes:
+        return f"transform: {{__class_fullname__: {name}, {more}}}".encode()
+
+    return options(trace) | {
+        "code for a transform": f"transform: {touch}".encode(),
+        "code for a value": one("Blur", f"p: {touch}"),
+        "100 MB": lambda path: (path.touch(), os.truncate(path, 100 * 10**6)),
+        "a pipe": os.mkfifo,
+        "a folder": Path.mkdir,
+        "a device": lambda path: path.symlink_to("/dev/zero"),
+        "a function": one("os.system", "command: 'touch x'"),
+        "an attribute": one("__class__"),
+        "a module of its own": one("data.augment.augmentation.SingleImage", "augment: print"),
+        "Lambda": one("Lambda", "image: os.system"),
+        "a font": one("TextImage", "font_path: /etc/passwd"),
+        "an image to read": one("FDA", "reference_images: [/etc/passwd]"),
+        "a wrong value": one("RandomCrop", "height: [1, {a: b}], width: 8"),
+        "a terabyte of pixels": one("Resize", "height: 1000000, width: 1000000"),
+        "another size": one("Resize", "height: 8, width: 8"),
+    }
+
+
+def test_whatever_a_pipeline_holds_it_is_refused_in_one_line(capsys, attacked):
+    path, folder = attacked.outside / "pipeline.yaml", attacked.run.parent / "results"
+    unused = {"crop_padding": 4, "cutout": 8, "horizontal_flip": "alternating"}  # the defaults, without a warning
+    config = tiny_config(folder, **{**OPTIONS, **unused, "image_size": 16}, augment_file=str(path))
+    for content in pipelines(attacked.trace).values():
+        put(path, content)
+        line = refused(capsys, attacked, train_accelerate.main, config)
+        assert line.startswith("error: augment_file: ")
+        assert str(path) in line
+        assert not folder.exists()
+        if path.is_dir():
+            path.rmdir()
+
+
 def test_every_value_of_a_training_state_has_a_form():
     assert STATE_FORMS.keys() == {field.name for field in dataclasses.fields(TrainState)}
     assert all(STATE_FORMS[name](value) for name, value in dataclasses.asdict(TrainState()).items())
@@ -568,7 +609,7 @@ def test_a_training_state_that_no_training_writes_is_refused(capsys, attacked, n
         (("state", "step"), 10**17), (("state", "step"), 2), (("state", "epoch"), 2), (("state", "evaluated_step"), 9),
         (("state",), [1]), (("state", "new"), 1), (("options",), "lr"), (("options", "lr"), [[[["x"]]]]),
         (("options", "model"), "x" * 10**6), (("train_count",), "many"), (("train_count",), 5), (("scaler",), [1]),
-        (("format_version",), "2"), (("format_version",), 3), (("format_version",), 0),
+        (("format_version",), "2"), (("format_version",), 4), (("format_version",), 0),
     ],
     ids=str,
 )  # fmt: skip
@@ -623,8 +664,10 @@ def test_weights_and_optimizer_state_of_another_form_are_refused(capsys, attacke
         {"architecture": "timm:resnet18", "arguments": {"checkpoint_path": "/etc/passwd"}},
         {"architecture": "timm:vit_tiny_patch16_224", "arguments": {"img_size": 10**9}},
         {"class_names": [str(number) for number in range(10**6)]}, {"class_names": ["a"] * 10},
-        {"class_names": ["\ud800"]}, {"image_size": 10**9}, {"resolution": 10**9}, {"mean": [10**17, "x", 1]},
-        {"std": [float("nan")] * 3}, {"tta": ["flip"]}, {"format_version": 0}, {"format_version": 3},
+        {"class_names": ["\ud800"]}, {"image_size": 10**9}, {"resolution": 10**9},
+        {"image_size": [10**9, 16]}, {"fit": ["pad"]}, {"crop_pct": float("nan")}, {"interpolation": ["bilinear"]},
+        {"mean": [10**17, "x", 1]},
+        {"std": [float("nan")] * 3}, {"tta": ["flip"]}, {"format_version": 0}, {"format_version": 4},
     ],
     ids=lambda changes: str(changes)[:60],
 )  # fmt: skip
@@ -762,15 +805,16 @@ def test_lines_of_metrics_that_are_none_are_passed_over(capsys, attacked):
     assert "metrics.jsonl" in resume_refused(capsys, attacked)
 
 
-def test_a_figure_of_the_range_test_that_is_no_png_is_ignored(attacked):
-    path = attacked.run / "lr_finder.png"
+@pytest.mark.parametrize("name", ["lr_finder.png", "augmentations.png"])
+def test_a_figure_of_the_training_that_is_no_png_is_ignored(attacked, name):
+    path = attacked.run / name
     run = open_run(attacked.run)
-    assert run.range_test_figure() == path.read_bytes()
+    assert run.figure(name) == path.read_bytes()
     wide = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBBI", 13, b"IHDR", 50_000, 50_000, 8, 2, 0, 0, 0, 0)
     for content in [*anything(attacked.trace).values(), wide, b"<svg onload='alert(1)'>"]:
         put(path, content)
         with bounded():
-            assert run.range_test_figure() is None
+            assert run.figure(name) is None
 
 
 @pytest.mark.parametrize("name", TRACKERS)

@@ -4,6 +4,7 @@ in one line. The examples are drawn by hypothesis, the same ones at every call."
 import csv
 import dataclasses
 import html
+import inspect
 import io
 import json
 import math
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from matplotlib.cbook import is_math_text
 from PIL import Image
 
+from data.augment import saved_pipeline
 from data.images import InMemory
 from data.sources import load_dataset
 from data.splits import Split
@@ -168,6 +170,33 @@ def test_any_recipe_is_read_or_refused(document, tmp_path_factory):
     path.write_bytes(document)
     config, _ = attempt(read_config, TrainConfig, ["--config", str(path)])
     assert config is None or in_range(config)
+
+
+# -- pipelines of augmentations ---------------------------------------------------------------------------------------
+
+ARGUMENTS = {
+    name: [parameter for parameter in inspect.signature(kind).parameters if parameter != "transforms"]
+    for name, kind in saved_pipeline._kinds().items()
+}
+SOME_VALUES = st.one_of(VALUES, st.sampled_from([0, 1, 2, 0.5, [0, 1], [0.1, 0.5], [1, 0], {"x": [0, 1]}, [[0, 1]]]))
+NODES = st.sampled_from(sorted(ARGUMENTS)).flatmap(
+    lambda name: st.dictionaries(st.sampled_from([*ARGUMENTS[name], "more"]), SOME_VALUES, max_size=4).map(
+        lambda arguments: {"__class_fullname__": name, **arguments}
+    )
+)
+PIPELINES = st.recursive(
+    NODES,
+    lambda inner: st.tuples(NODES, st.lists(inner, max_size=3)).map(lambda pair: {**pair[0], "transforms": pair[1]}),
+    max_leaves=4,
+)
+
+
+@examples(300)
+@given(document=st.one_of(DOCUMENTS, PIPELINES.map(lambda node: json.dumps({"transform": node}).encode())))
+def test_any_pipeline_is_read_or_refused(document):
+    for name in ("pipeline.yaml", "pipeline.json"):
+        pipeline, line = attempt(saved_pipeline.parse_pipeline, document, name)
+        assert pipeline is not None or line.startswith(f"augment_file: {name}: ")
 
 
 @examples(50)
