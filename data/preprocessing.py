@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from data.images import Images
 from utils.config.resolution import Size, shown_size
 
+Channels = tuple[float, float, float]
 FITS = ("crop", "squash", "pad")
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -99,15 +100,13 @@ def fit(image: Image.Image, geometry: Geometry) -> np.ndarray:
     return np.asarray(result)
 
 
-def mean_colour(mean: tuple[float, float, float]) -> tuple[int, int, int]:
+def mean_colour(mean: Channels) -> tuple[int, int, int]:
     """A mean per channel on a scale of 0 to 1 as a colour on one of 0 to 255."""
     red, green, blue = (round(255 * value) for value in mean)
     return red, green, blue
 
 
-def channel_statistics(
-    images: Images, most: int | None = None
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def channel_statistics(images: Images, most: int | None = None) -> tuple[Channels, Channels]:
     """Mean and standard deviation of each channel, on a scale of 0 to 1; of at most `most` evenly spaced images."""
     counts = np.zeros((3, 256))
     for block in _blocks(images, min(most or len(images), len(images))):

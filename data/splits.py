@@ -9,7 +9,7 @@ import numpy as np
 
 from data.images import Images
 from data.paths import shared
-from data.preprocessing import Geometry
+from data.preprocessing import Channels, Geometry
 from utils.config.resolution import plain_size
 from utils.system.errors import UserError
 from utils.system.files import digest
@@ -46,8 +46,8 @@ class Dataset:
     test: Split
     class_names: tuple[str, ...]
     geometry: Geometry
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Channels
+    std: Channels
 
     def describe(self) -> dict[str, Any]:
         """Name, number of classes, size, and of each split the number of images and their digest."""

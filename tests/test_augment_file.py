@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from data.augment import ImagePipeline
-from data.augment.pipeline_file import FilePipeline, digest
+from data.augment.pipeline_file import FilePipeline
 from data.loaders import Steps, TrainLoader
 from data.photo import ArrayPhoto
 from data.sources import load_split
@@ -24,6 +24,7 @@ from tests.saved_runs import training_refusal
 from tests.test_resume import logged_steps, outcome
 from utils.config import TrainConfig
 from utils.system.errors import UserError
+from utils.system.files import digest
 from utils.training import build
 
 SIZE = 16
@@ -134,7 +135,7 @@ def test_a_run_stopped_inside_an_epoch_ends_with_the_same_weights(photos, pipeli
     assert set(run(train_script, config, world_size=world_size)) == {0}
     assert outcome(tmp_path / "run") == outcome(tmp_path / "unbroken")
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
-    assert environment["augment_file_sha256"] == digest(moved.read_bytes())
+    assert environment["augment_file_sha256"] == digest([moved.read_bytes()])
 
 
 @pytest.mark.slow
@@ -143,10 +144,10 @@ def test_a_resume_with_another_pipeline_or_none_is_refused(capsys, photos, pipel
         tmp_path / "run", **RUN, data_dir=str(photos), augment_file=str(pipeline), max_steps=4, mixup=0.2
     )
     assert run(train_script, config) == [0]
-    sha256 = digest(pipeline.read_bytes())[:12]
+    sha256 = digest([pipeline.read_bytes()])[:12]
     pipeline.write_text(pipeline.read_text() + "# a comment\n")
     line = training_refusal(capsys, dataclasses.replace(config, max_steps=8))
-    assert f"augment_file: {pipeline} (SHA-256 {digest(pipeline.read_bytes())[:12]}...) differs from that of" in line
+    assert f"augment_file: {pipeline} (SHA-256 {digest([pipeline.read_bytes()])[:12]}...) differs from that of" in line
     assert f"(SHA-256 {sha256}...); resume with the same or choose another output_dir" in line
     line = training_refusal(capsys, dataclasses.replace(config, max_steps=8, augment_file=None))
     assert "augment_file: null (no pipeline) differs from that of" in line

@@ -12,10 +12,11 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
 from data.augment import BatchPipeline, ImagePipeline
-from data.augment.resized_crop import TORCH_MODES, TRIES, ResizedCrop, scale_one_by_one, scale_together
+from data.augment.resized_crop import TRIES, ResizedCrop, scale_one_by_one, scale_together
 from data.files import ImageFiles, decode_file
 from data.images import InMemory
 from data.loaders import DeviceLoader, Steps, TrainLoader
+from data.photo import TORCH_MODES
 from data.preprocessing import INTERPOLATIONS, Geometry, square
 from data.sources import load_dataset, load_split
 from data.splits import Split
@@ -117,7 +118,10 @@ def by_pillow(image: np.ndarray, box: list[int], size: tuple[int, int], interpol
 
 @pytest.mark.parametrize(
     ("way", "interpolation"),
-    [*((scale_one_by_one, mode) for mode in TORCH_MODES), *((scale_together, mode) for mode in INTERPOLATIONS)],
+    [
+        *((scale_one_by_one, mode) for mode in TORCH_MODES.values()),
+        *((scale_together, mode) for mode in INTERPOLATIONS),
+    ],
 )
 @pytest.mark.parametrize(
     ("height", "width", "size"), [(32, 32, (32, 32)), (64, 40, (40, 24)), (9, 120, (30, 30)), (1, 1, (4, 3))]

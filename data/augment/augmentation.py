@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from data.photo import Photo
-from data.preprocessing import Geometry
+from data.preprocessing import Channels, Geometry
 from utils.config import TrainConfig
 
-Channels = tuple[float, float, float]
 UNIT = 4096  # so that products of a factor and a pixel, below 2^24, are exact in float32
 
 

@@ -1,6 +1,5 @@
 """The pipeline of `augment_file`, which takes the place of all augmentations of the options but MixUp and CutMix."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +24,6 @@ def read_pipeline(path: str) -> bytes:
     except (OSError, ValueError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or one_line(error)
         raise UserError(f"augment_file: {shown(path)} cannot be read ({reason})") from error
-
-
-def digest(content: bytes) -> str:
-    """SHA-256 of a pipeline file, hexadecimal: with the same, a run has the same augmentation."""
-    return hashlib.sha256(content).hexdigest()
 
 
 class FilePipeline(Augmentation):

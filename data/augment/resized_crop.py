@@ -9,13 +9,12 @@ from torch.nn import functional as F
 
 from data.augment.augmentation import Augmentation, Canvas, Channels, image_stream, stream
 from data.jpeg import Box
-from data.photo import Photo
+from data.photo import TORCH_MODES, Photo
 from data.preprocessing import INTERPOLATIONS, Geometry
 from data.resample import kernel, to_levels
 from utils.config import TrainConfig
 from utils.config.resolution import Size
 
-TORCH_MODES = ("bilinear", "bicubic")
 TRIES = 10  # boxes that are drawn; if none lies in the image, the largest central one of an allowed ratio is taken
 
 
@@ -88,7 +87,7 @@ class ResizedCrop(Augmentation):
 
     def apply(self, canvas: Canvas, *choices: Tensor) -> None:
         # One by one torch's own kernel for uint8 is ten times as fast on a CPU; elsewhere there is none.
-        fast = canvas.images.device.type == "cpu" and self.geometry.interpolation in TORCH_MODES
+        fast = canvas.images.device.type == "cpu" and INTERPOLATIONS[self.geometry.interpolation] in TORCH_MODES
         scale = scale_one_by_one if fast else scale_together
         canvas.images = scale(canvas.images, torch.stack(choices), self.geometry.size, self.geometry.interpolation)
 
@@ -105,7 +104,7 @@ def scale_one_by_one(images: Tensor, boxes: Tensor, size: Size, interpolation: s
     Args:
         images: uint8 (n, height, width, 3).
         size: height and width of the result.
-        interpolation: one of TORCH_MODES.
+        interpolation: bilinear or bicubic.
     """
     result = images.new_empty(len(images), *size, 3)
     planes, places = images.permute(0, 3, 1, 2), result.permute(0, 3, 1, 2)

@@ -12,12 +12,11 @@ import numpy as np
 from data.decoded import decode_once
 from data.files import ImageFiles
 from data.photo_cache import cached_photos
-from data.preprocessing import Geometry, channel_statistics, mean_colour, square
+from data.preprocessing import Channels, Geometry, channel_statistics, mean_colour, square
 from data.splits import Dataset, Split, stratified_split
 from utils.config.train import DATASETS
 from utils.system.errors import UserError
 
-Colour = tuple[float, float, float]
 STATISTICS_SAMPLE = 20_000  # files that mean and std are computed from
 
 
@@ -124,7 +123,7 @@ def _held_out(
     return train, everything.subset(held_out)
 
 
-def _statistics(train: Split, geometry: Geometry, data_dir: str | Path) -> tuple[Colour, Colour]:
+def _statistics(train: Split, geometry: Geometry, data_dir: str | Path) -> tuple[Channels, Channels]:
     """Mean and std of each channel. Files are in memory on one machine and on disk on another: they come from the same
     ones on both, and are cached if these must be decoded for it."""
     most = STATISTICS_SAMPLE if train.paths else None

@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from data.augment.pipeline_file import digest
 from data.preprocessing import to_input
 from data.sources import download
 from data.splits import Dataset
@@ -20,6 +19,7 @@ from utils.config.consistency import without_effect
 from utils.runs.directory import RunDirectory
 from utils.system.bf16 import check_bf16
 from utils.system.errors import one_line, raise_on_all_ranks
+from utils.system.files import digest
 from utils.system.launch import accumulation_steps
 from utils.tracking.tracker import Text, Tracker
 from utils.training.averaging import Ema, Lookahead
@@ -119,7 +119,7 @@ def build(config: TrainConfig, accelerator: Accelerator, directory: RunDirectory
     if config.optimizer == "muon":
         more["muon_arithmetic"] = muon_arithmetic(device)
     if pipeline:
-        more[PIPELINE] = digest(pipeline)
+        more[PIPELINE] = digest([pipeline])
     directory.start(config, run.state.metrics_size, source, data, more)
     with raise_on_all_ranks(accelerator):
         if accelerator.is_main_process:

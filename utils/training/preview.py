@@ -97,14 +97,12 @@ def show_augmentations(run: Run) -> None:
 def preview(config: TrainConfig, data: Dataset, loader: TrainLoader | DeviceLoader) -> Preview:
     """The images of the run that this loader feeds."""
     plan = Plan(config, len(data.train), data.geometry.size)
-    augmented = config.epochs if plan.augmented_epochs is None else plan.augmented_epochs
-    positions = spread(data.train.labels, IMAGES)
+    augmented, positions = plan.augmented_epochs, spread(data.train.labels, IMAGES)
     plain = data.train.images.take(positions)
     drawn = [loader.augmented(epoch, positions).cpu().numpy() if augmented else plain for epoch in range(DRAWS)]
     classes = [data.class_names[label] for label in data.train.labels[positions]]
     names = [f"epoch {number}" if number <= augmented else f"draw {number}" for number in range(1, DRAWS + 1)]
-    lines = _lines(config, plan, augmented)
-    return Preview(np.stack([plain, *drawn], axis=1), classes, ["as evaluated", *names], lines)
+    return Preview(np.stack([plain, *drawn], axis=1), classes, ["as evaluated", *names], _lines(config, plan))
 
 
 def spread(labels: np.ndarray, count: int) -> np.ndarray:
@@ -118,13 +116,13 @@ def spread(labels: np.ndarray, count: int) -> np.ndarray:
     return np.array(rounds[:count])
 
 
-def _lines(config: TrainConfig, plan: Plan, augmented: int) -> list[str]:
+def _lines(config: TrainConfig, plan: Plan) -> list[str]:
     size, what = shown_size(plan.image_size), config.augment_file or f"augment_backend {config.augment_backend}"
     lines = [f"Training images of {size} pixels as evaluated, and as the model gets them ({what})."]
-    if not augmented:
+    if not plan.augmented_epochs:
         lines.append("No epoch is augmented (augment_until).")
-    elif augmented < DRAWS:
-        lines.append(f"{augmented} epochs are augmented; the other draws are what further ones would get.")
+    elif plan.augmented_epochs < DRAWS:
+        lines.append(f"{plan.augmented_epochs} epochs are augmented; the other draws are what further ones would get.")
     if len(plan.phases) > 1:
         lines.append(f"The model gets them scaled to {shown_size(plan.phases[0].size)} pixels first (resolution).")
     if config.repeated > 1:

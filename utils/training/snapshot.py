@@ -11,12 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from data.augment.pipeline_file import digest
 from models import model_arguments, saved
 from utils.config import TrainConfig
 from utils.config.resolution import plain_size
 from utils.system.errors import UserError
-from utils.system.files import to_json
+from utils.system.files import digest, to_json
 from utils.system.reading import is_number, parse_json, shown
 from utils.training.optimizers import load_optimizer_tensors, optimizer_tensors
 from utils.training.progress import STATE_FORMS, TrainState
@@ -101,7 +100,7 @@ def check_options(
             raise UserError(
                 f"{name}: {mine[name]} differs from {shown(value)} in {source}; {_advice(name, value, mine)}"
             )
-    saved_digest, own_digest = trainer.get(PIPELINE), digest(pipeline) if pipeline else None
+    saved_digest, own_digest = trainer.get(PIPELINE), digest([pipeline]) if pipeline else None
     if saved_digest != own_digest:
         raise UserError(
             f"augment_file: {config.augment_file or 'null'} ({_shown_digest(own_digest)}) differs from that of "
