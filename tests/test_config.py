@@ -398,7 +398,7 @@ def test_help_shows_range_default_and_what_unset_means(capsys):
     with pytest.raises(SystemExit):
         parse_config(TrainConfig, ["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "over all processes and accumulation (at least 1; default: 512)" in text
+    assert "over all processes and accumulation (at least 1; default: 512; with init_from 32)" in text
     assert "unset: on a GPU as large as fits, on a CPU all at once (at least 1)" in text
     assert "--nesterov [true|false] Nesterov momentum of sgd; muon always has it (default: true)" in text
 

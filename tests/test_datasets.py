@@ -27,7 +27,7 @@ from data.paths import Paths
 from data.preprocessing import Geometry, channel_statistics, square
 from data.sources import download, load_dataset
 from data.splits import Dataset, stratified_split
-from utils.config.train import DATASETS
+from utils.config.images import DATASETS
 from utils.system.errors import EnvironmentFault, UserError, one_line
 
 ROOT = Path(__file__).parents[1]

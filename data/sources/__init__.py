@@ -1,4 +1,4 @@
-"""Data sets by name: one file per kind of source, registered as a line of DATASETS in utils/config/train.py."""
+"""Data sets by name: one file per kind of source, registered as a line of DATASETS in utils/config/images.py."""
 
 import dataclasses
 import os
@@ -14,7 +14,7 @@ from data.files import ImageFiles
 from data.photo_cache import cached_photos
 from data.preprocessing import Channels, Geometry, channel_statistics, mean_colour, square
 from data.splits import Dataset, Split, stratified_split
-from utils.config.train import DATASETS
+from utils.config.images import DATASETS
 from utils.system.errors import UserError
 
 STATISTICS_SAMPLE = 20_000  # files that mean and std are computed from
@@ -72,8 +72,9 @@ def load_dataset(
     train_from_disk: bool = False,
     cache_side: int | None = None,
     exact_decode: bool = False,
+    statistics: tuple[Channels, Channels] | None = None,
 ) -> Dataset:
-    """Loads all splits and measures mean and std on the training images alone.
+    """Loads all splits, and measures mean and std on the training images alone.
 
     `validation_fraction` of the training set is split off, stratified by class and seeded.
     Raises UserError or EnvironmentFault with one line that names the path.
@@ -83,10 +84,12 @@ def load_dataset(
         train_from_disk: training photos stay on disk, unfitted, for an augmentation that needs them so.
         cache_side: those photos come from a cache, their shorter side scaled to at most so many pixels.
         exact_decode: JPEGs are decoded at their full size for that cache.
+        statistics: mean and std to use instead.
     """
     geometry = square(geometry) if isinstance(geometry, int) else geometry
-    statistics = None
-    if geometry.fit == "pad":  # of the whole images alone: what is added around them has their mean colour
+    if geometry.fit == "pad" and statistics:
+        geometry = dataclasses.replace(geometry, fill=mean_colour(statistics[0]))
+    elif geometry.fit == "pad":  # of the whole images alone: what is added around them has their mean colour
         squashed = dataclasses.replace(geometry, fit="squash")
         whole, class_names = load_split(name, data_dir, "train", squashed, memory_fraction=0)
         part, _ = _held_out(whole, class_names, validation_fraction, seed)

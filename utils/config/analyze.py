@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from utils.config.images import DATASETS
 from utils.config.options import Config, in_group
-from utils.config.train import DATASETS
 from utils.system.errors import UserError
 
 # The sections of the report that `only` offers, in the order of the page.
 SECTIONS = (
-    "curves", "classes", "gallery", "gradcam", "calibration", "label_issues", "neighbours", "embedding", "robustness",
+    "curves", "start", "classes", "gallery", "gradcam", "calibration", "label_issues", "neighbours", "embedding",
+    "robustness",
     "model",
 )  # fmt: skip
 
@@ -45,7 +46,7 @@ class AnalyzeConfig(Config):
 
     option = in_group("GradCAM")
     cam_method: str = option("GradCAM", "CAM classes of the grad-cam library, such as GradCAM or GradCAM,EigenCAM")
-    cam_layer: str | None = option(None, "module names; unset: the deepest layer whose feature map is at least 5x5")
+    cam_layer: str | None = option(None, "module names; unset: the deepest stage whose feature map is at least 5x5")
     aug_smooth: bool = option(False, "average over mirrored, brighter and darker images; 6 times slower")
     eigen_smooth: bool = option(False, "the first principal component instead of the sum over channels")
 

@@ -3,21 +3,36 @@
 `config` is a TrainConfig, whose file imports this one.
 """
 
-from dataclasses import MISSING, Field, fields
+from dataclasses import fields
 from typing import Any
 
+from utils.config.options import default_of
 from utils.config.policy import parse_policy
 from utils.config.resolution import resolution_phases, shown_size
 from utils.system.errors import UserError
 
 SMALLEST_ALPHA = 0.01  # of a Beta distribution: below it, torch's sampler underflows and draws one half instead
 STRONGEST_HUE = 0.5  # half a turn of the colour circle
+# Options that say how steps are taken, and how training images are augmented.
+TRAINING = (
+    "epochs", "max_steps", "resolution", "optimizer", "lr", "momentum", "nesterov", "weight_decay",
+    "decay_norm_and_bias", "norm_bias_lr_factor", "label_smoothing", "grad_clip_norm", "schedule", "warmup_fraction",
+    "find_lr", "ema_decay", "lookahead_steps", "lookahead_decay", "mixup", "cutmix", "repeated", "augment_until",
+    "freeze_epochs", "layer_decay", "head_lr_factor", "norm_statistics", "drop_path", "grad_checkpointing", "teacher",
+    "distill_alpha", "distill_temperature", "compile", "profile",
+)  # fmt: skip
+AUGMENTATION = (
+    "crop", "crop_scale", "crop_padding", "padding_mode", "horizontal_flip", "vertical_flip", "rotate", "policy",
+    "color_jitter", "grayscale", "blur", "cutout", "erase", "erase_mode", "exact_decode", "cache_side", "augment_file",
+)  # fmt: skip
 
 
 def check_consistency(config: Any) -> None:
     """Raises UserError naming an option, its value and what is allowed beside the others."""
     _check_trackers(config)
-    _check_geometry(config)
+    _check_fine_tuning(config)
+    if config.image_size != "auto":  # else it is checked once the weights have told it
+        _check_geometry(config)
     _check_augmentation(config)
 
 
@@ -26,6 +41,29 @@ def _check_trackers(config: Any) -> None:
         raise UserError(f"trackers: {config.trackers} is not allowed; name each tracker once, or none")
     if "none" in config.trackers and len(config.trackers) > 1:
         raise UserError(f"trackers: {','.join(config.trackers)} is not allowed; none cannot be combined with others")
+
+
+def _check_fine_tuning(config: Any) -> None:
+    starts = config.is_fine_tuned
+    needs = {
+        "keep_head": not config.keep_head,
+        "head_init": config.head_init != "probe",
+        "freeze": config.freeze == "none",
+        "freeze_epochs": config.freeze_epochs == 0,
+        "norm_statistics": config.norm_statistics != "frozen",
+    }
+    for name, allowed in needs.items():
+        if not (starts or allowed):
+            value = str(getattr(config, name)).lower()
+            raise UserError(f"{name}: {value} is not allowed without init_from: there are no weights that it could use")
+    if config.freeze == "backbone" and config.head_init == "random" and not config.keep_head:
+        raise UserError("head_init: random is not allowed with freeze backbone, which would train nothing; use probe")
+    if config.freeze == "backbone" and config.print_groups:
+        raise UserError("print_groups: true is not allowed with freeze backbone, which trains no parameter groups")
+    if config.freeze_epochs > config.epochs:
+        raise UserError(
+            f"freeze_epochs: {config.freeze_epochs} is not allowed; it must be at most epochs ({config.epochs})"
+        )
 
 
 def _check_geometry(config: Any) -> None:
@@ -82,17 +120,25 @@ def without_effect(config: Any) -> str:
     is said by a line of its own.
     """
     resized, padded = config.crop == "resized", config.crop == "pad" and config.crop_padding > 0
+    trains, probes = config.freeze != "backbone", config.head_init == "probe"
     own_size = f"with {config.dataset}, whose images have a size of their own"
     rules = [
+        (TRAINING, trains, "with freeze backbone, which trains no step"),
+        (AUGMENTATION, trains or config.probe_views > 0, "with freeze backbone and without probe_views"),
+        (("probe_views",), probes, "without head_init probe"),
         (("crop_scale", "exact_decode", "cache_side"), resized, "without crop resized"),
         (("crop_padding",), padded or config.crop_padding == 0, "without crop pad"),
         (("padding_mode",), padded, "without crop pad and crop_padding"),
         (("erase_mode",), config.erase > 0, "without erase"),
+        (("freeze_epochs", "layer_decay", "head_lr_factor"), config.freeze == "none", "with freeze backbone"),
         (("augment_until",), round(config.augment_until * config.epochs) < config.epochs, "in so few epochs"),
         (("image_size",), config.is_fitted, own_size),
+        (("distill_alpha", "distill_temperature"), config.teacher is not None, "without teacher"),
+        (("teacher", "distill_temperature"), config.distill_alpha > 0, "with distill_alpha 0"),
+        (("teacher", "distill_alpha", "distill_temperature"), config.freeze != "backbone", "with freeze backbone"),
         (("fit", "crop_pct", "interpolation"), config.is_fitted, f"{own_size}, but for the photos of others"),
     ]
-    others = {option.name for option in fields(config) if getattr(config, option.name) != _default(option)}
+    others = {option.name for option in fields(config) if getattr(config, option.name) != default_of(option, config)}
     parts = []
     for names, have_effect, why in rules:
         found = [name for name in names if name in others and not have_effect]
@@ -100,7 +146,3 @@ def without_effect(config: Any) -> str:
         if found:
             parts.append(f"{', '.join(found)} {why}")
     return f"no effect: {'; '.join(parts)}" if parts else ""
-
-
-def _default(option: Field) -> Any:
-    return option.default if option.default_factory is MISSING else option.default_factory()

@@ -89,6 +89,13 @@ class Config:
             setattr(self, option.name, checked(option, value.of(self) if isinstance(value, Default) else value))
 
 
+def default_of(option: Field, config: Config) -> Any:
+    """The option's default beside the others of a config."""
+    if option.default_factory is not MISSING:
+        return option.default_factory()
+    return option.default.of(config) if isinstance(option.default, Default) else option.default
+
+
 def options_of(kind: type[Config]) -> dict[str, Field]:
     """The options of a config by name."""
     return {option.name: option for option in fields(kind)}

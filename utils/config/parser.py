@@ -9,35 +9,48 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from utils.config.files import AnyConfig, header, read_options, to_yaml
 from utils.config.options import Config, allowed_text, help_line, metavar, options_of, read_word, unknown_option
-from utils.system.errors import UserError, first_rank_first, one_line
+from utils.system.errors import SuiteError, UserError, first_rank_first, one_line
 from utils.system.launch import read_launch
 from utils.system.ranks import adopt_ranks
 from utils.system.secrets import without_secrets
 
 
-def parse_config(kind: type[AnyConfig], argv: Sequence[str] | None = None, description: str = "") -> AnyConfig:
+def parse_config(
+    kind: type[AnyConfig],
+    argv: Sequence[str] | None = None,
+    description: str = "",
+    completed: Callable[[AnyConfig], AnyConfig] = lambda config: config,
+) -> AnyConfig:
     """Builds the config from the command line, and checks the launch.
 
     On a mistake in either it prints one line and exits with code 2.
+
+    Args:
+        completed: for --print_config: the config with what else is known once files are read.
     """
     adopt_ranks(os.environ)
     try:
-        config = read_config(kind, sys.argv[1:] if argv is None else argv, description)
+        config = read_config(kind, sys.argv[1:] if argv is None else argv, description, completed)
         read_launch(os.environ)
         return config
-    except UserError as error:
+    except SuiteError as error:
         first_rank_first()
         print(f"error: {without_secrets(one_line(error))}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
 
 
-def read_config(kind: type[AnyConfig], argv: Sequence[str], description: str = "") -> AnyConfig:
+def read_config(
+    kind: type[AnyConfig],
+    argv: Sequence[str],
+    description: str = "",
+    completed: Callable[[AnyConfig], AnyConfig] = lambda config: config,
+) -> AnyConfig:
     """As parse_config, but raises UserError."""
     parser, actions = build_parser(kind, description)
     try:
@@ -62,7 +75,7 @@ def read_config(kind: type[AnyConfig], argv: Sequence[str], description: str = "
         if not action.option_strings and name not in given:
             raise _without_value(kind, name)
     if print_config:
-        print(to_yaml(dataclasses.asdict(config)), end="")
+        print(to_yaml(dataclasses.asdict(completed(config))), end="")
         sys.exit(0)
     return config
 
