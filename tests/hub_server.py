@@ -13,7 +13,7 @@ COMMIT = hashlib.sha1(b"commit").hexdigest()
 
 
 class Hub(ThreadingHTTPServer):
-    """Takes TOKEN alone.
+    """Takes TOKEN alone, unless it is public.
 
     Attributes:
         files: the content of each repository's files by their names.
@@ -23,9 +23,9 @@ class Hub(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, mood: str):
+    def __init__(self, mood: str, public: bool):
         super().__init__(("127.0.0.1", 0), _Request)
-        self.mood = mood
+        self.mood, self.public = mood, public
         self.files: dict[str, dict[str, bytes]] = {}
         self.asked: list[str] = []
         self.closing = threading.Event()
@@ -36,8 +36,8 @@ class Hub(ThreadingHTTPServer):
 
 
 @contextmanager
-def running_hub(mood: str = "fine") -> Iterator[Hub]:
-    with Hub(mood) as hub:
+def running_hub(mood: str = "fine", public: bool = False) -> Iterator[Hub]:
+    with Hub(mood, public) as hub:
         thread = threading.Thread(target=hub.serve_forever, daemon=True)
         thread.start()
         try:
@@ -71,7 +71,7 @@ class _Request(BaseHTTPRequestHandler):
             self.server.closing.wait()
         elif self.server.mood == "broken":
             self._send(500, {"error": "out of order"})
-        elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
+        elif not self.server.public and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self._send(401, {"error": "Invalid username or password."})
         else:
             answer(self.path.partition("?")[0].strip("/").split("/"), body)
@@ -88,6 +88,8 @@ class _Request(BaseHTTPRequestHandler):
         match path:
             case ["api", "whoami-v2"]:
                 self._send(200, {"type": "user", "name": "ada", "orgs": [], "auth": {"type": "access_token"}})
+            case ["api", "models", _, _, "revision", revision] if revision not in (COMMIT, "main"):
+                self._send(404, {"error": "no such revision"}, {"X-Error-Code": "RevisionNotFound"})
             case ["api", "models", user, name, *rest] if f"{user}/{name}" in self.server.files:
                 files = self.server.files[f"{user}/{name}"]
                 tree = [
@@ -100,6 +102,8 @@ class _Request(BaseHTTPRequestHandler):
                 content = self.server.files[f"{user}/{name}"][file]
                 etag = hashlib.sha1(content).hexdigest()
                 self._send(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
+            case ["api", "models", *_]:
+                self._send(404, {"error": "not found"}, {"X-Error-Code": "RepoNotFound"})
             case _:
                 self._send(404, {"error": "not found"})
 

@@ -8,25 +8,16 @@ read once, and the bytes that were verified are the ones that are used.
 
 import contextlib
 import shutil
-import stat
 import sys
 from collections.abc import Collection, Mapping
-from functools import partial
 from pathlib import Path
 
 from models.saved import FORMAT_VERSION
 from utils.system.errors import UserError, one_line
 from utils.system.files import digest, sync_folder, to_json, write_durably
-from utils.system.memory import check_memory
-from utils.system.reading import read_json, shown
+from utils.system.manifest import MANIFEST, Damaged, contents, read_manifest, read_verified
 
-MANIFEST = "MANIFEST.json"
 Checkpoint = tuple[Path, dict[str, bytes]]  # its folder, and the contents of files by name
-Manifest = dict[str, tuple[int, str]]  # of every file by name: size in bytes, SHA-256
-
-
-class Damaged(Exception):
-    """A checkpoint does not match its manifest; says where."""
 
 
 def write_checkpoint(root: Path, step: int, files: Mapping[str, bytes], keep: int) -> Path:
@@ -46,7 +37,7 @@ def write_checkpoint(root: Path, step: int, files: Mapping[str, bytes], keep: in
         for name, content in {**files, MANIFEST: manifest}.items():
             write_durably(temporary / name, content)
         try:
-            _contents(temporary, _manifest(temporary))
+            contents(temporary, read_manifest(temporary))
         except Damaged as error:
             raise OSError(f"{final}: reading back what was written failed: {error}") from error
         sync_folder(temporary)
@@ -101,7 +92,7 @@ def newest_checkpoint(root: Path, names: Collection[str] = (), repair: bool = Tr
     folders = list_checkpoints(root)
     for folder in reversed(folders):
         try:
-            return folder, _read(folder, names)
+            return folder, read_verified(folder, names)
         except Damaged as error:
             print(f"warning: checkpoint {folder} is damaged ({one_line(error)}), skipping it", file=sys.stderr)
     # A run in progress deletes old checkpoints only after it has written a newer one.
@@ -114,53 +105,6 @@ def read_checkpoint(folder: Path, names: Collection[str], option: str = "resume"
     Raises UserError naming the option if any of its files is damaged, or all are larger than the free memory.
     """
     try:
-        return _read(folder, names)
+        return read_verified(folder, names)
     except Damaged as error:
         raise UserError(f"{option}: {folder} is not a valid checkpoint ({error})") from error
-
-
-def _read(folder: Path, names: Collection[str]) -> dict[str, bytes]:
-    """Raises Damaged, or UserError if the checkpoint is larger than the free memory."""
-    manifest = _manifest(folder)
-    check_memory(sum(size for size, _ in manifest.values()), str(folder))
-    return _contents(folder, manifest, names)
-
-
-def _contents(folder: Path, manifest: Manifest, names: Collection[str] = ()) -> dict[str, bytes]:
-    """The named files. All are compared with their SHA-256, and those that nobody named are not held in memory."""
-    found = {}
-    for name, (size, sha256) in manifest.items():
-        try:
-            with open(folder / name, "rb") as file:
-                if name in names:
-                    found[name] = file.read(size + 1)
-                parts = [found[name]] if name in names else iter(partial(file.read, 2**20), b"")
-                intact = digest(parts) == sha256
-        except OSError as error:
-            raise Damaged(f"{type(error).__name__}: {error}") from error
-        if not intact:
-            raise Damaged(f"{name} does not match its SHA-256")
-    return found
-
-
-def _manifest(folder: Path) -> Manifest:
-    """What the manifest lists, if every file is there in its size. Raises Damaged."""
-    manifest = {}
-    try:
-        files = read_json(folder / MANIFEST).get("files")
-        if not isinstance(files, dict) or not files:
-            raise Damaged(f"{MANIFEST} lists no file")
-        for name, entry in files.items():
-            if Path(name).name != name:
-                raise Damaged(f"{MANIFEST} names {shown(name)}, which is not a file of this folder")
-            status = (folder / name).stat()
-            if not stat.S_ISREG(status.st_mode):
-                raise Damaged(f"{shown(name)} is not a file")
-            if status.st_size != entry["size"]:
-                raise Damaged(f"{shown(name)} has {status.st_size} bytes instead of {shown(entry['size'])}")
-            manifest[name] = status.st_size, entry["sha256"]
-    except UserError as error:  # of read_json
-        raise Damaged(str(error)) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Damaged(f"{type(error).__name__}: {error}") from error
-    return manifest
