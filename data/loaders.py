@@ -34,13 +34,15 @@ class Batch:
 
     `images` are uint8 (n, height, width, 3), `labels` int64 (n,), on the CPU or already on the device. `count` of them
     carry weight: n, or 0 for a rank that has no image in this step and got one as a filler. `global_count` is the count
-    over all ranks. For mixing, one more image precedes them (see Steps).
+    over all ranks, and `first` the position of the part in the global batch. For mixing, one more image precedes them
+    (see Steps).
     """
 
     images: Tensor
     labels: Tensor
     count: int
     global_count: int
+    first: int = 0
 
 
 class Steps:
@@ -91,7 +93,9 @@ class Steps:
         """What was loaded for a step of an epoch."""
         global_count = self._global_count(step)
         filler = self.rank >= global_count
-        return Batch(images, labels, 0 if filler else len(labels) - self.lead, global_count)
+        share, longer = divmod(global_count, self.world_size)  # as numpy's array_split
+        first = 0 if filler else self.rank * share + min(self.rank, longer)
+        return Batch(images, labels, 0 if filler else len(labels) - self.lead, global_count, first)
 
 
 class _Batches(TorchDataset):

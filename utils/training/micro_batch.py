@@ -1,8 +1,8 @@
 """Splits a rank's part of the global batch into pieces that fit into memory; the global batch never changes."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -11,19 +11,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.splits import Dataset
-from models import create_model, model_arguments
+from models import create_model
 from utils.config import TrainConfig
 from utils.config.resolution import Size, resolution_phases, shown_size
 from utils.system.errors import EnvironmentFault, UserError
 from utils.system.launch import ACCUMULATION
+from utils.training.network import prepare_network
 
 
 class Piece(NamedTuple):
-    """Images (n, 3, H, W), their labels (n,) or class shares (n, classes), and their weight: 0 for a filler, else 1."""
+    """Images (n, 3, H, W), their labels (n,) or class shares (n, classes), their weight (0 for a filler, else 1), and
+    the position of the first in the rank's part."""
 
     inputs: Tensor
     targets: Tensor
     weight: float
+    first: int = 0
 
 
 def micro_batches(
@@ -38,8 +41,9 @@ def micro_batches(
     filler = Piece(inputs[:1], targets[:1], 0.0)
     if count == 0:
         return [filler] * parts
-    pieces = zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True)
-    return [Piece(*piece, 1.0) if len(piece[1]) else filler for piece in pieces]
+    splits, firsts = inputs.tensor_split(parts), torch.arange(len(inputs)).tensor_split(parts)
+    pieces = zip(splits, targets.tensor_split(parts), firsts, strict=True)
+    return [Piece(images, aims, 1.0, int(places[0])) if len(aims) else filler for images, aims, places in pieces]
 
 
 def accumulated(config: TrainConfig, steps: int, images: int, accelerator: Accelerator) -> TrainConfig:
@@ -77,12 +81,17 @@ def smallest_piece(count: int, batch_size: int, world_size: int, micro_batch_siz
     return smallest
 
 
-def check_single_images(config: TrainConfig, data: Dataset, world_size: int) -> None:
-    """Raises UserError if a forward pass may have one image only, of which batch norm sees a single pixel."""
+def check_single_images(config: TrainConfig, data: Dataset, arguments: Mapping[str, Any], world_size: int) -> None:
+    """Raises UserError if a forward pass may have one image only, of which batch norm sees a single pixel.
+
+    Args:
+        arguments: of the model.
+    """
     if smallest_piece(len(data.train), config.batch_size, world_size, config.micro_batch_size) > 1:
         return
     with torch.device("meta"):
-        model = create_model(config.model, len(data.class_names), **model_arguments(config, data.geometry.size))
+        model = create_model(config.model, len(data.class_names), **arguments)
+        prepare_network(model, config, arguments)
         for phase in resolution_phases(config.resolution, data.geometry.size, 1):
             try:
                 model(torch.zeros(1, 3, *phase.size))
@@ -96,8 +105,15 @@ def check_single_images(config: TrainConfig, data: Dataset, world_size: int) -> 
                 return
 
 
-def fit_micro_batch_size(accelerator: Accelerator, model: nn.Module, part: int, image_size: Size) -> int:
-    """The largest of part, part / 2, part / 4, ... images that fit into memory in a training step of `model`.
+def fit_micro_batch_size(
+    accelerator: Accelerator,
+    model: nn.Module,
+    part: int,
+    image_size: Size,
+    teacher: Callable[[Tensor], Tensor] | None = None,
+) -> int:
+    """The largest of part, part / 2, part / 4, ... images that fit into memory in a training step of `model`, and of
+    the `teacher` that answers them beside it.
 
     All ranks agree on the smallest. To be called before the model is prepared or has synchronised batch norm: the ranks
     would wait for each other in a pass that one of them cannot finish. Raises EnvironmentFault if no image fits.
@@ -110,6 +126,8 @@ def fit_micro_batch_size(accelerator: Accelerator, model: nn.Module, part: int, 
         labels = torch.zeros(size, dtype=torch.long, device=accelerator.device)
         with accelerator.autocast():
             loss = F.cross_entropy(model(images), labels)
+            if teacher:
+                teacher(images)
         loss.backward()
         del reserve
 

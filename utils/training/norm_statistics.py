@@ -1,14 +1,15 @@
-"""Batch norm's running statistics: re-estimated after a short epoch, and reset when the image size changes."""
+"""Batch norm's running statistics, unless they are frozen: re-estimated after a short epoch, reset when the image size
+changes, and counted once where activations are computed twice."""
 
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
 
 from data.preprocessing import to_input
+from models.frozen_norm import statistics_layers
 from utils.training.micro_batch import micro_batches
 from utils.training.run import Run
 
@@ -29,8 +30,10 @@ def reestimate_statistics(run: Run) -> None:
     To be called on every rank; the statistics are the mean over the ranks.
     """
     model, state, accelerator, plan = run.eval_model, run.state, run.accelerator, run.plan
-    layers = [layer for layer in model.modules() if getattr(layer, "running_mean", None) is not None]
+    layers = statistics_layers(model)
     if not layers or plan.steps_per_epoch >= SHORT_EPOCH or state.step != plan.epoch_end(state.epoch):
+        return
+    if not plan.trains_all(state.step):  # the statistics of a frozen part stay as they are
         return
     steps = run.loader.steps
     was_training = model.training
@@ -59,7 +62,7 @@ def fresh_statistics(model: nn.Module, begin: bool) -> Iterator[None]:
 
     For the first step at another image size, which has other statistics.
     """
-    layers: list[Any] = [module for module in model.modules() if hasattr(module, "running_mean")] if begin else []
+    layers = statistics_layers(model) if begin else []
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
@@ -69,3 +72,15 @@ def fresh_statistics(model: nn.Module, begin: bool) -> Iterator[None]:
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
+
+
+@contextlib.contextmanager
+def counted_once(model: nn.Module, recomputes: bool) -> Iterator[None]:
+    """For a backward pass that `recomputes` activations: batch norm, which then sees them again, keeps the statistics
+    of the forward pass."""
+    layers = statistics_layers(model) if recomputes else []
+    buffers = [buffer for layer in layers for buffer in layer.buffers(recurse=False)]
+    before = [buffer.clone() for buffer in buffers]
+    yield
+    for buffer, value in zip(buffers, before, strict=True):
+        buffer.copy_(value)
