@@ -65,6 +65,12 @@ class ResNet(nn.Module):
         """Logits (N, num_classes) of normalised images (N, 3, H, W)."""
         return self.fc(self.forward_features(x))
 
+    def layers(self) -> list[tuple[str, ...]]:
+        """The names of the modules of each layer, from the input on: stem, blocks, head."""
+        stages = {name: getattr(self, name) for name in ("layer1", "layer2", "layer3", "layer4")}
+        blocks = [(f"{name}.{block}",) for name, stage in stages.items() for block in range(len(stage))]
+        return [("conv1", "norm1"), *blocks, ("fc",)]
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Penultimate features (N, 8 * width)."""
         x = F.relu(self.norm1(self.conv1(x)))

@@ -76,6 +76,10 @@ class SpeedNet(nn.Module):
         """Logits (N, num_classes) of normalised images (N, 3, H, W)."""
         return LOGIT_SCALE * self.fc(self.forward_features(x))
 
+    def layers(self) -> list[tuple[str, ...]]:
+        """The names of the modules of each layer, from the input on."""
+        return [("whiten",), ("group1",), ("group2",), ("group3",), ("fc",)]
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Penultimate features (N, 4 * width): the maximum of each channel over what is left of the image."""
         x = F.gelu(self.whiten(x))

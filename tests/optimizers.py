@@ -25,5 +25,9 @@ def create_optimizer(
         weight_decay=weight_decay,
         decay_norm_and_bias=decay_norm_and_bias,
         norm_bias_lr_factor=norm_bias_lr_factor,
+        layer_decay=1.0,
+        head_lr_factor=1.0,
+        freeze_epochs=0,
+        is_fine_tuned=False,
     )
     return optimizers.create_optimizer(config, model)

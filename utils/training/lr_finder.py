@@ -27,6 +27,9 @@ TrainStep = Callable[[Run, Batch, float, int], tuple[Tensor, Tensor, Tensor]]
 def find_learning_rate(run: Run, stop: StopRequest, train_step: TrainStep) -> None:
     """Runs the range test on training batches, restores model and optimizer, and with `lr: auto` takes its suggestion.
 
+    The lr is that of the option: parameter groups with a factor take their share of it, as in training. The whole model
+    is trained, also with `freeze_epochs`, since most of a run will be.
+
     Writes lr_finder.csv and lr_finder.png. To be called on every rank, before the first step.
     """
     accelerator = run.accelerator

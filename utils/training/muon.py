@@ -32,7 +32,7 @@ class Muon(Optimizer):
         groups: parameter groups with `weight_decay`; inner weights and others may be in the same group.
         inner: the filters and matrices that are for Muon.
         momentum: Muon's, with Nesterov's look ahead, and AdamW's beta1.
-        fused: AdamW's kernel, for CUDA.
+        fused: whether AdamW is one kernel.
     """
 
     def __init__(

@@ -10,6 +10,7 @@ from models import classifier
 from utils.config.train import OPTIMIZERS, TrainConfig
 from utils.system.errors import UserError, suggestion
 from utils.system.reading import shown
+from utils.training.groups import parts
 from utils.training.muon import Muon
 
 STEP = "step"  # a single number; all other state of a parameter has its shape
@@ -30,14 +31,18 @@ def create_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
       a timm model names in `no_weight_decay`, such as position embeddings.
     - The biases of norm layers learn at `norm_bias_lr_factor` times the lr, with the same decay per step (Page 2018; 64
       in Jordan 2024, arXiv:2404.00498).
+    - Layers and head have lrs of their own with `layer_decay` and `head_lr_factor` (groups.py). Their decay per step
+      follows their lr, as in timm.
     - muon is for convolution filters and the matrices inside a transformer; everything else gets AdamW at the same lr
       (see muon.py).
 
-    Raises UserError for another name.
+    Groups have a `name` and the factor `lr_factor` of their lr. Raises UserError for another optimizer, and for
+    `layer_decay` on a model whose layers are not known.
     """
     name, momentum = config.optimizer, config.momentum
     norm_biases = {module.bias for module in model.modules() if isinstance(module, NORM_LAYERS)}
     without_decay: Collection[str] = getattr(model, "no_weight_decay", tuple)()
+    part_of = parts(config, model)
     groups: dict[tuple, dict] = {}
     for full_name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -45,9 +50,18 @@ def create_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
         decays = config.decay_norm_and_bias or (parameter.ndim >= 2 and full_name not in without_decay)
         decay = config.weight_decay if decays else 0.0
         factor = config.norm_bias_lr_factor if parameter in norm_biases else 1.0
-        group = groups.setdefault((decay, factor), {"params": [], "weight_decay": decay / factor, "lr_factor": factor})
-        group["params"].append(parameter)
-    fused = next(model.parameters()).device.type == "cuda"
+        part = part_of[full_name]
+        if (part, decay, factor) not in groups:
+            words = ["norm biases"] * (factor != 1) + ["no decay"] * (decay == 0 < config.weight_decay)
+            groups[part, decay, factor] = {
+                "name": ", ".join([part.name, *words]),
+                "params": [],
+                "weight_decay": decay / factor,
+                "lr_factor": part.lr_factor * factor,
+            }
+        groups[part, decay, factor]["params"].append(parameter)
+    # On a CPU for fine-tuning alone: another rounding would change runs that began without it.
+    fused = next(model.parameters()).device.type in (("cuda", "cpu") if config.is_fine_tuned else ("cuda",))
     if name == "sgd":
         nesterov = config.nesterov and momentum > 0
         return torch.optim.SGD(groups.values(), lr=1.0, momentum=momentum, nesterov=nesterov, fused=fused)

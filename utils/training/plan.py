@@ -35,8 +35,9 @@ class Plan:
 
     @cached_property
     def total_steps(self) -> int:
-        """The steps of all epochs, which the learning-rate schedule spans."""
-        return self.config.epochs * self.steps_per_epoch
+        """The steps of all epochs, which the learning-rate schedule spans; none with a frozen backbone: its head is
+        fitted."""
+        return 0 if self.config.freeze == "backbone" else self.config.epochs * self.steps_per_epoch
 
     @cached_property
     def last_step(self) -> int:
@@ -56,6 +57,10 @@ class Plan:
     def augments(self, step: int) -> bool:
         """Whether the images of a step are augmented and mixed."""
         return (step - 1) // self.steps_per_epoch < self.augmented_epochs
+
+    def trains_all(self, step: int) -> bool:
+        """Whether a step trains the whole model, not the head alone."""
+        return step > self.config.freeze_epochs * self.steps_per_epoch
 
     def epoch_end(self, epoch: int) -> int:
         """The last step of an epoch."""
