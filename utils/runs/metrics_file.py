@@ -85,8 +85,10 @@ def _is_row(row: Any) -> bool:
     numbers = {name: value for name, value in row.items() if name != "split"}
     if not all(type(value) in (int, float) and 0 <= value <= 1e30 for value in numbers.values()):
         return False
-    counts = [numbers.get("step"), numbers.get("epoch"), numbers.get("images", 1)]
-    needed = {"loss", "accuracy"} | ({"lr"} if row["split"] == "train" else set())
+    trained, counts = row["split"] == "train", [numbers.get("step"), numbers.get("epoch"), numbers.get("images", 1)]
+    needed = {"loss", "accuracy"} | ({"lr"} if trained else set())
+    if counts[:2] == [0, 0] and not trained:  # start weights, before the first step
+        counts = counts[2:]
     return (
         all(type(count) is int and 1 <= count <= LARGEST_COUNT for count in counts)
         and needed <= numbers.keys()

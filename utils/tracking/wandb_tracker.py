@@ -227,5 +227,8 @@ def _set_variables(values: Mapping[str, str | None]) -> None:
 
 
 def place(step: int, split: str) -> int:
-    """W&B's own step for a line: unique, and increasing in the order in which lines are logged; media come last."""
-    return PLACES * step + (SPLITS.index(split) if split in SPLITS else len(SPLITS))
+    """W&B's own step for a line: unique, and increasing in the order in which lines are logged; media come last, but
+    those of the set-up precede the lines of step 0."""
+    if split not in SPLITS:
+        return PLACES * step + len(SPLITS)
+    return PLACES * step + SPLITS.index(split) + (PLACES // 2 if step == 0 else 0)

@@ -11,6 +11,8 @@ COMPARED = ("device", "device_name", "world_size", "mixed_precision", "compile",
 # The value in versions that did not note it. A name that is missing here too is unknown, and not compared.
 BEFORE_NOTED: dict[str, Any] = {"muon_arithmetic": "5 iterations, bf16 products (torch.optim.Muon)"}
 MOST_LAUNCHES, LONGEST_VALUE = 20, 200
+# The highest value of each entry of `start`.
+START = {"accuracy": 1.0, "loss": 1e30, "validation_accuracy": 1.0, "knn_accuracy": 1.0, "seconds": 1e30}
 
 Launch = dict[str, Any]
 
@@ -26,7 +28,11 @@ class TrainState:
         learning_rate: the peak lr (from the range test with `lr: auto`).
         train_seconds: time spent in training steps, over all resumes; of the last checkpoint.
         best_accuracy, best_step: highest validation accuracy at the end of an epoch so far, if there is a validation
-            split, and its step. Accuracies at another image size do not compete.
+            split, and its step: 0 if nothing was better than the start weights. Accuracies at another image size do
+            not compete.
+        start: of a run that starts from weights, once they were scored before the first step: `accuracy` and `loss` on
+            the test split, `validation_accuracy`, `knn_accuracy` of the nearest neighbours, and the `seconds` that it
+            took; None if there is none.
         metrics_size: bytes of metrics.jsonl that belong to this state.
         window: each rank's sums of loss, correct predictions and images since the last training line; of the last
             checkpoint.
@@ -49,12 +55,22 @@ class TrainState:
     bad_steps: int = 0
     skipped: list[list[int]] = field(default_factory=list)
     launches: list[Launch] = field(default_factory=list)
+    start: dict[str, float | None] = field(default_factory=dict)
 
     @property
     def weights_step(self) -> int:
         """The last step that updated the weights: `step`, or right after a rollback that of the checkpoint."""
         before, after = self.skipped[-1] if self.skipped else (0, 0)
         return before if after == self.step else self.step
+
+
+def _is_start(value: Any) -> bool:
+    """Whether a value of a JSON file says how the start weights scored, or is empty."""
+    if not isinstance(value, dict) or value.keys() not in (set(), set(START)):
+        return False
+    return all(entry is None or is_number(entry, 0, START[name]) for name, entry in value.items()) and (
+        not value or None not in (value["accuracy"], value["loss"])
+    )
 
 
 def launch_of(environment: Mapping[str, Any]) -> Launch:
@@ -123,4 +139,5 @@ STATE_FORMS: dict[str, Callable[[Any], bool]] = {
     "best_accuracy": lambda value: value is None or is_number(value, 0, 1),
     "skipped": lambda value: _is_table(value, 2, is_count),
     "launches": is_history,
+    "start": _is_start,
 }
