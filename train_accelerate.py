@@ -7,6 +7,8 @@
 The same command resumes after a stop. `python analyze.py RUN` looks at the result.
 """
 
+from importlib import import_module
+
 from utils.config import TrainConfig
 from utils.config.parser import parse_config
 from utils.system.home import provide_home
@@ -17,7 +19,11 @@ if __name__ == "__main__":  # --help and mistaken options are answered before th
     keep_streams()
     provide_home()
     stop_with_launcher()
-    CONFIG = parse_config(TrainConfig, description=__doc__)
+    CONFIG = parse_config(
+        TrainConfig,
+        description=__doc__,
+        completed=lambda config: import_module("utils.training.start").with_weights(config),
+    )
 
 import contextlib
 import dataclasses
@@ -32,12 +38,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from data.loaders import Batch
 from data.preprocessing import to_input
-from models import create_model, model_arguments
 from utils.evaluation.scores import Scores
 from utils.release.finish import check_release, push, write_exports, write_model_folder
 from utils.runs.directory import RunDirectory
@@ -49,24 +53,31 @@ from utils.tracking.trackers import check_installed, check_trackers
 from utils.training import reporting
 from utils.training.build import build
 from utils.training.evaluation import evaluate
+from utils.training.loss import measure, training_loss
 from utils.training.lr_finder import find_learning_rate
 from utils.training.micro_batch import micro_batches
 from utils.training.nonfinite import is_ruined, roll_back
-from utils.training.norm_statistics import fresh_statistics, reestimate_statistics
+from utils.training.norm_statistics import counted_once, fresh_statistics, reestimate_statistics
 from utils.training.optimizers import set_learning_rate
 from utils.training.preemption import StopRequest
 from utils.training.preview import write_preview
+from utils.training.print_groups import print_groups
+from utils.training.probe import score_start, warn_if_below_start
 from utils.training.run import Run
 from utils.training.snapshot import save
+from utils.training.start import choose_start
 
 
 def main(config: TrainConfig) -> dict[str, Any]:
     """Trains from `config`, or resumes the run in its output_dir; returns the content of summary.json.
 
-    With `preview_augment`, only draws what the model would get; returns nothing.
+    With `preview_augment` or `print_groups`, only shows what the model would get, or its parts; returns nothing.
     """
     if config.preview_augment is not None:
         write_preview(config)
+        return {}
+    if config.print_groups:
+        print_groups(config)
         return {}
     if not config.fast_dev_run:
         return train(config)
@@ -83,16 +94,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
     use_compilation(plugin, accelerator)
     with StopRequest(accelerator, config.peer_timeout) as stop, RunDirectory(config, accelerator) as directory:
         check(config, accelerator, directory)
-        run = build(config, accelerator, directory)
+        start = choose_start(config, accelerator, directory)
+        run = build(start, accelerator, directory)
         with contextlib.closing(run.profiler):
             stop.answer = "saving, then stopping"
-            if run.state.step == 0 and (config.find_lr or config.lr == "auto"):
+            if run.is_finished:
+                reporting.print_finished(run)
+            scores = score_start(run, stop)
+            if run.state.step == 0 and run.plan.total_steps and (config.find_lr or config.lr == "auto"):
                 find_learning_rate(run, stop, train_step)
             if run.state.step == 0 and config.on_nan == "rollback":
                 save(run)  # for a rollback before the first checkpoint
-            if run.state.evaluated_step >= run.plan.last_step:
-                reporting.print_finished(run)
-            scores = None
             while run.state.evaluated_step < run.plan.last_step:
                 started = time.perf_counter()
                 train_epoch(run, stop)
@@ -117,8 +129,6 @@ def check(config: TrainConfig, accelerator: Accelerator, directory: RunDirectory
         if accelerator.is_main_process:
             check_trackers(config, os.environ)
         directory.check()
-        with torch.device("meta"):
-            create_model(config.model, 1, **model_arguments(config, config.size))
 
 
 def train_epoch(run: Run, stop: StopRequest) -> None:
@@ -134,11 +144,13 @@ def train_epoch(run: Run, stop: StopRequest) -> None:
         leave=False,
         disable=None if run.accelerator.is_main_process else True,  # None: no bar without a terminal
     )
+    if run.freezing:
+        run.freezing.set(not plan.trains_all(state.step + 1))
     with bar, meters.clock.running():
         while state.step < last_step:
             batch, step = next(batches), state.step + 1
             lr = state.learning_rate * plan.lr_factor(step)
-            with fresh_statistics(run.model, begin=plan.begins_phase(step, state.weights_step)):
+            with fresh_statistics(run.model, plan.begins_phase(step, state.weights_step) and plan.trains_all(step)):
                 meters.add(batch, *train_step(run, batch, lr))
             state.step = step
             if run.lookahead:
@@ -189,22 +201,24 @@ def train_step(run: Run, batch: Batch, lr: float, step: int | None = None) -> tu
         inputs, targets = inputs[1:], targets[1:]
     torch.manual_seed(_derived_seed(config.seed, step, accelerator.process_index))
     pieces = micro_batches(inputs, targets, batch.count, batch.global_count, run.micro_batch_size, world_size)
+    run.draws.begin_step(step, batch.first, len(inputs), accelerator.device)
     scale = world_size / batch.global_count
-    loss_sum, correct = torch.zeros_like(run.meters.window.sums[:2])
+    sums = torch.zeros_like(run.meters.window.sums[:2])
     for position, piece in enumerate(pieces):
-        last = position == len(pieces) - 1
-        with contextlib.nullcontext() if last else accelerator.no_sync(run.ddp_model):
+        synced = position == len(pieces) - 1 and not (run.freezing and run.freezing.is_on)
+        run.draws.apply(piece.first, len(piece.inputs))
+        with contextlib.nullcontext() if synced else accelerator.no_sync(run.ddp_model):
             logits = run.ddp_model(piece.inputs)
-            loss = F.cross_entropy(logits, piece.targets, reduction="sum", label_smoothing=config.label_smoothing)
-            accelerator.backward(loss * scale * piece.weight)
-        with torch.no_grad():  # measured without label smoothing, to be comparable with the test loss
-            loss_sum += piece.weight * F.cross_entropy(logits, piece.targets, reduction="sum")
-            labels = piece.targets if piece.targets.ndim == 1 else piece.targets.argmax(1)
-            correct += piece.weight * (logits.argmax(1) == labels).sum()
+            loss = training_loss(run, logits, piece)
+            with counted_once(run.model, recomputes=config.grad_checkpointing):
+                accelerator.backward(loss * scale * piece.weight)
+        sums += piece.weight * measure(logits, piece.targets)
+    if run.freezing:
+        run.freezing.average_gradients(accelerator)
     gradient_norm = accelerator.clip_grad_norm_(run.ddp_model.parameters(), config.grad_clip_norm or math.inf)
     run.optimizer.step()
     run.optimizer.zero_grad()
-    return loss_sum, correct, gradient_norm
+    return sums[0], sums[1], gradient_norm
 
 
 def _derived_seed(*entropy: int) -> int:
@@ -224,22 +238,13 @@ def evaluate_epoch(run: Run, stop: StopRequest, started: float) -> Scores:
 
     validation = evaluate(run, run.data.validation, stop_if_asked) if run.data.validation else None
     test = evaluate(run, run.data.test, stop_if_asked)
-    held_out = ""
     if validation:
-        held_out = f"  validation loss {validation.loss:.4f} accuracy {validation.accuracy:.2%}"
-        reporting.log_scores(run, "validation", validation)
+        reporting.log_scores(run, "validation", validation, epoch)
         # Only ends of epochs compete: a stop by max_steps must not change what the resumed run reports.
-        if at_epoch_end and (run.best_accuracy is None or validation.accuracy > run.best_accuracy):
-            state.best_accuracy, state.best_step = validation.accuracy, state.step
-            run.best = {name: tensor.detach().cpu().clone() for name, tensor in run.eval_model.state_dict().items()}
+        if at_epoch_end and run.compete(validation.accuracy):
             reporting.track_best(run)
-    reporting.log_scores(run, "test", test)
-    train_loss, train_accuracy, _ = run.meters.epoch.mean(run.accelerator)
-    run.accelerator.print(
-        f"epoch {epoch}/{run.config.epochs}  train loss {train_loss:.4f} accuracy {train_accuracy:.2%}{held_out}"
-        f"  test loss {test.loss:.4f} accuracy {test.correct}/{test.count} ({test.accuracy:.2%})"
-        f"  {time.perf_counter() - started:.1f} s"
-    )
+    reporting.log_scores(run, "test", test, epoch)
+    reporting.print_epoch(run, validation, test, time.perf_counter() - started)
     state.evaluated_step = state.step
     if at_epoch_end:
         state.epoch = epoch
@@ -263,7 +268,7 @@ def finish(run: Run, stop: StopRequest, scores: Scores | None) -> dict[str, Any]
 
     if run.best and run.best_accuracy is not None:
         run.eval_model.load_state_dict(run.best)
-        scores = None
+        scores = scores if state.best_step == state.step else None
     plain = scores or evaluate(run, run.data.test, stop_if_asked)
     scores = plain if config.tta == "none" else evaluate(run, run.data.test, stop_if_asked, config.tta)
     summary = reporting.summarise(run, scores, plain)
@@ -275,6 +280,7 @@ def finish(run: Run, stop: StopRequest, scores: Scores | None) -> dict[str, Any]
         stop_if_asked("before the export")
     write_exports(run, summary)
     reporting.track_model(run, summary)
+    warn_if_below_start(run, plain)
     folder = shlex.quote(config.output_dir)
     accelerator.print(
         f"test accuracy {scores.correct}/{scores.count} ({scores.accuracy:.2%}) after {state.step} steps in "

@@ -25,6 +25,7 @@ from utils.runs.directory import RunDirectory
 from utils.system.runtime import create_accelerator
 from utils.training.build import build
 from utils.training.run import Run
+from utils.training.start import Start
 
 pytestmark = [
     pytest.mark.gpu,
@@ -50,7 +51,7 @@ def tiny_run(folder: Path, **changes) -> Iterator[Run]:
     """A narrow ResNet-18 on the digits at 16 pixels, set up as for training."""
     config, accelerator = tiny_config(folder, **changes), create_accelerator()
     with RunDirectory(config, accelerator) as directory:
-        yield build(config, accelerator, directory)
+        yield build(Start(config), accelerator, directory)
 
 
 def batches(run: Run) -> Iterator[Batch]:

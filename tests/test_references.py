@@ -12,6 +12,7 @@ from torch import nn
 
 from data.preprocessing import to_input
 from data.sources import load_dataset
+from models.drop_path import Draws
 from tests.optimizers import create_optimizer
 from tests.processes import tiny_config
 from train_accelerate import _derived_seed, train_step
@@ -129,7 +130,11 @@ def test_steps_of_a_linear_model_are_those_of_the_formulas(tmp_path: Path, optim
         model=model,
         ddp_model=ddp_model,
         optimizer=prepared,
+        arguments={},
         micro_batch_size=config.micro_batch_size,
+        teacher=None,
+        freezing=None,
+        draws=Draws(model, config.seed),
         mixing=Mixing(config.mixup, config.cutmix, 10) if config.mixup or config.cutmix else None,
         ema=None,
         lookahead=None,

@@ -12,7 +12,7 @@ from utils.config import TrainConfig
 from utils.plots.curves import curves_figure, epoch_curves
 from utils.release.export import FILES, Exported, check_packages, export_programs
 from utils.release.hub import check_upload, upload
-from utils.release.model_card import CardData, model_card
+from utils.release.model_card import CardData, model_card, public_source
 from utils.system.errors import raise_on_all_ranks
 from utils.system.files import replace_file
 from utils.training.loading import sample_images
@@ -84,7 +84,10 @@ def _write_card(run: Run, summary: dict[str, Any], exported: Sequence[Exported] 
             test_counts=np.bincount(data.test.labels, minlength=len(data.class_names)).tolist(),
         ),
         summary=summary,
-        recipe=config.identity() | ({"max_steps": config.max_steps} if config.max_steps else {}),
+        recipe=config.identity()
+        | ({"max_steps": config.max_steps} if config.max_steps else {})
+        | {"init_from": public_source(config.init_from)}
+        | ({"teacher": public_source(config.teacher)} if config.teacher else {}),
         environment=run.directory.environment,
         exported=exported,
         picture=CURVES,

@@ -7,6 +7,7 @@ from typing import Any
 
 from data.preprocessing import Geometry
 from models.saved import ModelConfig
+from utils.config.defaults import PRETRAINED, RANDOM
 from utils.config.files import to_yaml
 from utils.evaluation.scores import accuracy_interval
 from utils.release.export import Exported
@@ -77,11 +78,13 @@ def model_card(
         "dataset_split": "test",
     }
     correct = round(summary["test_accuracy"] * summary["test_count"])
+    origin = environment.get("start_weights") or {}
     card_data = ModelCardData(
         model_name=name,
         library_name="pytorch",
         pipeline_tag="image-classification",
         tags=["image-classification", "model_hub_mixin", *("onnx" for program in exported if program.kind == "onnx")],
+        base_model=origin.get("repository"),
         datasets=[data.hub_name] if data.hub_name else None,
         metrics=["accuracy"],
         eval_results=[
@@ -102,6 +105,8 @@ def model_card(
         interval=accuracy_interval(correct, summary["test_count"]),
         recipe=to_yaml(dict(recipe)),
         environment=environment,
+        origin=origin,
+        origin_name=origin.get("repository") or public_source(origin.get("source", "")),
         exported=exported,
         picture=picture,
         text=as_text,
@@ -110,6 +115,11 @@ def model_card(
         percent="{:.2%}".format,
     )
     return f"{card}\n"
+
+
+def public_source(source: str) -> str:
+    """A value of `init_from` without a path of this machine: of a folder or file, only its own name."""
+    return source if source in (RANDOM, PRETRAINED) or source.startswith("hf-hub:") else Path(source).name
 
 
 def fitted(geometry: Geometry) -> str:

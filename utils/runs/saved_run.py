@@ -15,14 +15,16 @@ from data.splits import Split
 from models.saved import CONFIG, WEIGHTS, ModelConfig, load_model, model_from_files
 from utils.config import TrainConfig
 from utils.config.files import load_config
-from utils.config.train import DATASETS
+from utils.config.images import DATASETS
 from utils.runs.checkpoint import MANIFEST, newest_checkpoint, read_checkpoint
 from utils.runs.metrics_file import MetricsFile
 from utils.system.errors import UserError, nearest
-from utils.system.reading import check_files, check_folder, is_number, read_file, read_json, shown
+from utils.system.reading import check_files, check_folder, is_number, is_text, read_file, read_json, shown
 
 PRECISIONS = ("no", "fp16", "bf16")
 SUMMARY_NUMBERS = ("train_seconds", "epochs", "steps", "images_per_second")  # that the report shows
+GROUP = ("lr_factor", "weight_decay", "tensors", "parameters")  # numbers that are said of a parameter group
+MOST_GROUPS, LONGEST_NAME = 1000, 100
 LARGEST_FIGURE, LARGEST_SIDE = 2 * 2**20, 4096  # bytes and pixels
 
 
@@ -70,6 +72,13 @@ class SavedRun:
     def validation_fraction(self) -> float:
         """The fraction of the "train" images that training held out; 0 if unknown."""
         return self.config.validation_fraction if self.recorded and self.dataset == self.config.dataset else 0.0
+
+    @property
+    def lr_groups(self) -> list[dict[str, Any]]:
+        """The parameter groups of the training as in environment.json; empty if unknown, or not of that form."""
+        groups = self.environment.get("lr_groups")
+        valid = isinstance(groups, list) and len(groups) <= MOST_GROUPS and all(map(_is_group, groups))
+        return groups if valid and isinstance(groups, list) else []
 
     def load_model(self) -> tuple[nn.Module, ModelConfig]:
         """The model, on the CPU in eval mode. Raises UserError naming the file that is invalid."""
@@ -187,6 +196,15 @@ def _find_model(path: Path, directory: Path | None, option: str) -> tuple[Path, 
     if found is None:
         raise UserError(f"{option}: {path} holds neither a model/ nor a valid checkpoint yet")
     return *found, f"Training has not finished: this is its newest checkpoint, {found[0].name}."
+
+
+def _is_group(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and is_text(value.get("name"))
+        and len(value["name"]) <= LONGEST_NAME
+        and all(is_number(value.get(key), 0) for key in GROUP)
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

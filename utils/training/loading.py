@@ -14,7 +14,7 @@ from data.augment.pipeline_file import read_pipeline
 from data.augment.saved_pipeline import parse_pipeline
 from data.loaders import DeviceLoader, Steps, TrainLoader
 from data.photo_cache import CachedPhotos
-from data.preprocessing import Geometry
+from data.preprocessing import Channels, Geometry
 from data.sources import load_dataset
 from data.splits import Dataset, Split
 from utils.config import TrainConfig
@@ -27,8 +27,14 @@ CHECKED = 32  # images of the first batch, or draws of a pipeline from a file, b
 EVALUATED = 500  # images of a fast_dev_run's evaluations: one batch
 
 
-def load_once_per_machine(config: TrainConfig, accelerator: Accelerator) -> Dataset:
-    """The data set. One process of each machine decodes it, then the others map what it has cached."""
+def load_once_per_machine(
+    config: TrainConfig, accelerator: Accelerator, statistics: tuple[Channels, Channels] | None = None
+) -> Dataset:
+    """The data set. One process of each machine decodes it, then the others map what it has cached.
+
+    Args:
+        statistics: mean and std to normalise with instead of those of the training images.
+    """
     cuts_photos = config.crop == "resized" and config.augment_file is None
     for first in (True, False):
         with raise_on_all_ranks(accelerator):
@@ -36,13 +42,14 @@ def load_once_per_machine(config: TrainConfig, accelerator: Accelerator) -> Data
                 data = load_dataset(
                     config.dataset,
                     config.data_dir,
-                    Geometry(config.size, config.fit, config.crop_pct, config.interpolation),
+                    Geometry(config.size, config.fit, float(config.crop_pct), config.interpolation),
                     config.validation_fraction,
                     config.seed,
                     config.memory_fraction,
                     train_from_disk=config.crop == "resized" or config.augment_file is not None,
                     cache_side=config.cache_side if cuts_photos else None,
                     exact_decode=config.exact_decode,
+                    statistics=statistics,
                 )
     unused = cuts_photos and config.cache_side is not None and not isinstance(data.train.images, CachedPhotos)
     if unused and accelerator.is_main_process:

@@ -27,6 +27,7 @@ from utils.training.loading import (
 )
 from utils.training.plan import Plan
 from utils.training.run import Run
+from utils.training.start import new_start
 
 IMAGES, DRAWS = 6, 8
 FILE = "augmentations.png"
@@ -71,10 +72,12 @@ def write_preview(config: TrainConfig) -> None:
         if accelerator.is_main_process:
             _check_writable(path)
     pipeline = read_pipeline_once(config, accelerator)
+    start = new_start(config, accelerator, pipeline)
+    config = start.config
     with raise_on_all_ranks(accelerator):
         if accelerator.is_local_main_process:
             download(config.dataset, config.data_dir)
-    data = shortened(load_once_per_machine(config, accelerator), config)
+    data = shortened(load_once_per_machine(config, accelerator, start.statistics), config)
     with raise_on_all_ranks(accelerator):
         config = dataclasses.replace(config, augment_backend=choose_backend(config, None, data, accelerator))
         loader = create_train_loader(config, data, accelerator, pipeline)

@@ -30,10 +30,20 @@ def log_training(run: Run, lr: float) -> str:
     return f"loss {loss:.3f}, accuracy {accuracy:.2%}, lr {lr:.3g}, {speed:.0f} images/s"
 
 
-def log_scores(run: Run, split: str, scores: Scores) -> None:
-    """Writes the line of an evaluation."""
-    state = run.state
-    run.directory.log(split, state.step, state.epoch + 1, scores.loss, scores.accuracy, **_resolution(run))
+def log_scores(run: Run, split: str, scores: Scores, epoch: int) -> None:
+    """Writes the line of an evaluation; `epoch`: from 1, or 0 before the first step."""
+    run.directory.log(split, run.state.step, epoch, scores.loss, scores.accuracy, **_resolution(run))
+
+
+def print_epoch(run: Run, validation: Scores | None, test: Scores, seconds: float) -> None:
+    """Prints the line of an epoch; to be called on every rank."""
+    train_loss, train_accuracy, _ = run.meters.epoch.mean(run.accelerator)
+    held_out = f"  validation loss {validation.loss:.4f} accuracy {validation.accuracy:.2%}" if validation else ""
+    run.accelerator.print(
+        f"epoch {run.state.epoch + 1}/{run.config.epochs}  train loss {train_loss:.4f} accuracy {train_accuracy:.2%}"
+        f"{held_out}  test loss {test.loss:.4f} accuracy {test.correct}/{test.count} ({test.accuracy:.2%})"
+        f"  {seconds:.1f} s"
+    )
 
 
 def _resolution(run: Run) -> dict[str, int]:
@@ -48,8 +58,10 @@ def summarise(run: Run, scores: Scores, plain: Scores) -> dict[str, Any]:
         scores: of the exported model on the test split.
         plain: the same without test-time augmentation.
     """
-    state, seconds = run.state, run.meters.clock.seconds
+    state, seconds, start = run.state, run.meters.clock.seconds, run.state.start
     images = run.plan.images_until(state.step, state.epoch)
+    if not run.plan.total_steps:  # the features were computed once, the head fitted to them
+        images = run.plan.images * (1 + run.config.probe_views)
     return {
         "test_accuracy": scores.accuracy,
         "test_loss": scores.loss,
@@ -66,6 +78,11 @@ def summarise(run: Run, scores: Scores, plain: Scores) -> dict[str, Any]:
         "seed": run.config.seed,
         "learning_rate": state.learning_rate,
         "best_validation_accuracy": run.best_accuracy,
+        "probe_accuracy": start.get("accuracy"),
+        "probe_loss": start.get("loss"),
+        "probe_validation_accuracy": start.get("validation_accuracy"),
+        "probe_seconds": start.get("seconds"),
+        "start_knn_accuracy": start.get("knn_accuracy"),
         "skipped_steps": sum(after - before for before, after in state.skipped),
         "launches": state.launches,
     }

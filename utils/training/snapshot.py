@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from models import model_arguments, saved
+from models import saved
 from utils.config import TrainConfig
 from utils.config.resolution import plain_size
 from utils.system.errors import UserError
 from utils.system.files import digest, to_json
-from utils.system.reading import is_number, parse_json, shown
+from utils.system.reading import is_number, is_text, parse_json, shown
 from utils.training.optimizers import load_optimizer_tensors, optimizer_tensors
 from utils.training.progress import STATE_FORMS, TrainState
 from utils.training.run import Run
@@ -24,7 +24,9 @@ from utils.training.run import Run
 MODELS = ("model.safetensors", "unaveraged.safetensors", "lookahead.safetensors")
 TRAINER, CONFIG, OPTIMIZER, BEST = "trainer.json", "config.json", "optimizer.safetensors", "best.safetensors"
 FILES = (TRAINER, CONFIG, OPTIMIZER, BEST, *MODELS)
-PIPELINE = "augment_file_sha256"  # of the content of augment_file, in trainer.json and environment.json
+# In trainer.json and environment.json: digests of what an option names, which counts in place of its path.
+PIPELINE, TEACHER = "augment_file_sha256", "teacher_sha256"
+ORIGIN = "start_weights"  # what is known of them (Origin.describe), in trainer.json and environment.json
 
 
 def exported_config(run: Run) -> saved.ModelConfig:
@@ -33,7 +35,7 @@ def exported_config(run: Run) -> saved.ModelConfig:
     geometry = data.geometry
     return saved.ModelConfig(
         architecture=config.model,
-        arguments=model_arguments(config, geometry.size),
+        arguments=dict(run.arguments),
         class_names=data.class_names,
         image_size=plain_size(geometry.size),
         mean=data.mean,
@@ -65,7 +67,7 @@ def _pack(run: Run) -> dict[str, bytes]:
         "state": dataclasses.asdict(run.state),
         "options": dataclasses.asdict(run.config),
         "train_count": len(run.data.train),
-        PIPELINE: run.directory.environment.get(PIPELINE),
+        **{name: run.directory.environment.get(name) for name in (PIPELINE, TEACHER, ORIGIN)},
         "scaler": scaler.state_dict() if scaler else None,
     }
     tensors = {name: model.state_dict() for name, model in _models(run).items()}
@@ -82,41 +84,68 @@ def _models(run: Run) -> dict[str, nn.Module]:
     return {name: model for name, model in zip(MODELS, found, strict=True) if model is not None}
 
 
+def saved_options(files: Mapping[str, bytes], source: Path) -> dict[str, Any]:
+    """The options of the run in a checkpoint, as far as its version had them."""
+    return _read_trainer(files, source)["options"]
+
+
+def saved_origin(files: Mapping[str, bytes], source: Path) -> dict[str, str | None] | None:
+    """What is known of the weights that the run in a checkpoint once started from; None if they were random."""
+    found = _read_trainer(files, source).get(ORIGIN)
+    if found is None:
+        return None
+    if not isinstance(found, dict) or not all(value is None or is_text(value) for value in found.values()):
+        raise UserError(f"resume: {source / TRAINER}: invalid {ORIGIN} {shown(found)}")
+    return found
+
+
 def check_options(
-    files: Mapping[str, bytes], source: Path, config: TrainConfig, pipeline: bytes = b""
-) -> dict[str, Any]:
-    """The options of the run in a checkpoint, before any download. Raises UserError naming the one that differs if it
-    is another run.
+    files: Mapping[str, bytes],
+    source: Path,
+    config: TrainConfig,
+    pipeline: bytes = b"",
+    teacher: Mapping[str, bytes] | None = None,
+) -> None:
+    """Before any download, raises UserError naming the option that differs if a checkpoint is of another run.
 
     Args:
         pipeline: the content of `augment_file`, which counts in place of its path.
+        teacher: the files of `teacher`, which count likewise.
     """
     trainer = _read_trainer(files, source)
     mine, identity = dataclasses.asdict(config), config.identity()
     theirs = dataclasses.asdict(TrainConfig()) | trainer["options"]  # older versions did what are now the defaults
-    for name, value in theirs.items():
+    for name in ("init_from", *theirs):  # of which the defaults of others depend
+        value = theirs[name]
         resolved = name == "augment_backend" and mine[name] == "auto"  # to the checkpoint's
         if name in identity and value != mine[name] and not resolved:
             raise UserError(
                 f"{name}: {mine[name]} differs from {shown(value)} in {source}; {_advice(name, value, mine)}"
             )
-    saved_digest, own_digest = trainer.get(PIPELINE), digest([pipeline]) if pipeline else None
-    if saved_digest != own_digest:
-        raise UserError(
-            f"augment_file: {config.augment_file or 'null'} ({_shown_digest(own_digest)}) differs from that of "
-            f"{source} ({_shown_digest(saved_digest)}); resume with the same or choose another output_dir"
-        )
-    return trainer["options"]
+    contents = {"augment_file": (PIPELINE, [pipeline] if pipeline else [], "pipeline")}
+    contents["teacher"] = (TEACHER, list(teacher.values()) if teacher else [], "teacher")
+    for name, (key, parts, what) in contents.items():
+        saved_digest, own_digest = trainer.get(key), digest(parts) if parts else None
+        if saved_digest != own_digest:
+            raise UserError(
+                f"{name}: {getattr(config, name) or 'null'} ({_shown_digest(own_digest, what)}) differs from that of "
+                f"{source} ({_shown_digest(saved_digest, what)}); resume with the same or choose another output_dir"
+            )
 
 
-def _shown_digest(sha256: Any) -> str:
-    return f"SHA-256 {shown(sha256)[:12]}..." if sha256 else "no pipeline"
+def _shown_digest(sha256: Any, what: str) -> str:
+    return f"SHA-256 {shown(sha256)[:12]}..." if sha256 else f"no {what}"
 
 
 def _advice(name: str, theirs: Any, mine: Mapping[str, Any]) -> str:
     """What to do if an option differs from the checkpoint's."""
     if mine["resume"] not in ("auto", "never"):
         return "a fork has the options of its checkpoint; without --resume, another output_dir trains from the start"
+    if name == "init_from":
+        return (
+            "a run that has begun resumes from its own checkpoint, not from weights: give the same as before, or start "
+            "another run with --output_dir NEW"
+        )
     if name == "epochs":
         return (
             "the learning-rate schedule spans all epochs, so another number is another run: resume with --epochs "
