@@ -39,6 +39,7 @@ FILES = {
 KEYS = {
     *("accuracy", "accuracy_interval_95", "count", "loss", "expected_calibration_error", "per_class", "most_confused"),
     *("misclassified_count", "cam_layer", "cam_layer_size", "cam_method", "cam_refused_layers", "cam_road"),
+    "cam_view",
     "label_issue_candidates",
 }
 

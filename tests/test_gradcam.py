@@ -23,9 +23,10 @@ from data.sources import load_split
 from models import create_model
 from models.saved import load_model
 from tests.saved_runs import refusal
+from utils.analysis.cam import maps
 from utils.analysis.cam.compare import PERCENTILES, road_scores
 from utils.analysis.cam.layers import choose_layer, feature_maps, refused_layers
-from utils.analysis.cam.maps import TIMED_BATCH, Cam, choose_cams, class_maps, overlay
+from utils.analysis.cam.maps import TIMED_BATCH, Cam, Enlargement, choose_cams, class_maps, overlay, try_enlarged
 from utils.analysis.cam.methods import (
     AUG_SMOOTH_COST,
     CLASSLESS,
@@ -38,6 +39,7 @@ from utils.analysis.cam.methods import (
 from utils.analysis.predictions import Mistake
 from utils.analysis.sections.gradcam import Example, gradcam_figure
 from utils.config import AnalyzeConfig
+from utils.system.errors import UserError
 
 METHODS = list(cam_methods())
 
@@ -56,8 +58,10 @@ def inputs(digits_run) -> torch.Tensor:
     return (images - mean) / std
 
 
-def cam_of(model: nn.Module, name: str = "GradCAM", layer: str | None = None, image_size: int = 16, **smooth) -> Cam:
-    return choose_cams(model, (image_size, image_size), name, layer, **smooth).chosen[0]
+def cam_of(
+    model: nn.Module, name: str = "GradCAM", layer: str | None = None, image_size: int = 16, enlarge=False, **smooth
+) -> Cam:
+    return choose_cams(model, (image_size, image_size), name, layer, **smooth, enlarge=enlarge).chosen[0]
 
 
 # -- layers -----------------------------------------------------------------------------------------------------------
@@ -68,6 +72,83 @@ def test_the_deepest_layer_of_at_least_5_pixels_is_looked_at(model, image_size, 
     chosen = choose_layer(model, (image_size, image_size))
     assert (chosen.name, chosen.size) == (layer, (side, side))
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("image_size", "view", "layer", "side"),
+    [
+        (32, None, "layer3", 8),  # layer4 alone follows
+        (24, None, "layer3", 6),
+        (16, (20, 20), "layer3", 5),  # layer3 and layer4 would follow layer2
+        (8, (17, 17), "layer3", 5),
+    ],
+)
+def test_images_are_enlarged_if_more_than_one_stage_would_follow(model, image_size, view, layer, side):
+    cam = cam_of(model, image_size=image_size, enlarge=True)
+    assert (cam.view, cam.layer.name, cam.layer.size) == (view, layer, (side, side))
+
+
+def test_a_named_layer_is_looked_at_in_the_size_of_the_model_if_it_can_be(model):
+    assert cam_of(model, layer="layer2", enlarge=True).view is None
+    cam = cam_of(model, layer="layer3", enlarge=True)
+    assert (cam.view, cam.layer.size) == ((20, 20), (5, 5))
+    with pytest.raises(UserError, match="layer4 is not allowed; its feature map is 2x2 pixels"):
+        cam_of(model, layer="layer4", enlarge=True)
+
+
+class TakesOneSize(nn.Module):
+    """Four stages of 8, 4, 2 and 2 pixels for the one size that it takes, 16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        strides = (2, 2, 2, 1)
+        self.stages = nn.Sequential(*(nn.Conv2d(3, 3, 3, stride=stride, padding=1) for stride in strides))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[2] == 16, "another size"
+        return self.stages(x).mean(dim=(2, 3))
+
+
+def test_a_model_of_one_size_keeps_the_deepest_layer_that_it_has():
+    cam = cam_of(TakesOneSize().eval(), enlarge=True)
+    assert (cam.view, cam.layer.name, cam.layer.size) == (None, "stages.0", (8, 8))
+
+
+def test_a_map_of_an_enlarged_image_lies_where_the_image_shows_it():
+    model = nn.Sequential(nn.Conv2d(3, 2, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    nn.init.ones_(model[0].weight)
+    images = torch.zeros(2, 3, 16, 16)
+    images[0, :, 2:6, 9:13] = images[1, :, 8:12, 0:4] = 1
+    cam = cam_of(model, "LayerCAM", "0")
+    plain, larger = (class_maps(model, replace(cam, view=view), images, [0, 1]) for view in (None, (40, 40)))
+    assert larger.shape == plain.shape == (2, 16, 16)
+    assert larger.dtype == np.float32
+    assert (larger.min(), larger.max()) == (0, 1)
+    assert ((larger > 0.5) == (plain > 0.5)).mean() > 0.98
+
+
+def test_answers_that_change_with_the_size_are_counted(model, inputs):
+    with torch.no_grad():
+        larger = nn.functional.interpolate(inputs, (20, 20), mode="bilinear", antialias=True)
+        changed = int((model(inputs).argmax(1) != model(larger).argmax(1)).sum())
+    assert try_enlarged(model, (20, 20), inputs) == Enlargement((20, 20), changed, 8)
+    assert Enlargement((20, 20), 2, 8).is_used
+    assert not Enlargement((20, 20), 3, 8).is_used
+
+
+@pytest.mark.parametrize("share", [1.0, 0.0])
+def test_the_report_says_that_images_were_enlarged_or_why_not(run, monkeypatch, share):
+    monkeypatch.setattr(maps, "MOST_CHANGED", share)
+    summary = analyze.main(AnalyzeConfig(run=str(run), only=["gradcam"], track=False))
+    page = " ".join(re.sub("<[^>]+>", "", (run / "analysis/report.html").read_text()).split())
+    (changed,) = re.findall(r"at that size the model gives another class to (\d+) of 64 test images", page, re.I)
+    if share:
+        assert (summary["cam_view"], summary["cam_layer"], summary["cam_layer_size"]) == ([20, 20], "layer3", [5, 5])
+        assert "For the maps images are enlarged from 16×16 to 20×20 pixels, so that this late layer has 5×5." in page
+    else:
+        assert int(changed) > 0
+        assert (summary["cam_view"], summary["cam_layer"], summary["cam_layer_size"]) == ([16, 16], "layer2", [8, 8])
+        assert "A later layer would have 5×5 pixels in images enlarged from 16×16 to 20×20, but" in page
 
 
 def test_the_size_is_read_off_the_activation_and_not_off_a_name():

@@ -66,7 +66,7 @@ def test_what_was_trained_is_saved_and_scored_at_its_size(wide_run):
 
 def test_the_analysis_scores_it_as_training_did_and_every_section_takes_it(wide_run, tmp_path):
     run = Path(shutil.copytree(wide_run, tmp_path / "run"))
-    summary = analyze.main(AnalyzeConfig(run=str(run), images=10, full=True))
+    summary = analyze.main(AnalyzeConfig(run=str(run), images=10, full=True, cam_layer="layer2"))
     assert summary["accuracy"] == json.loads((run / "summary.json").read_text())["test_accuracy"]
     assert summary["cam_layer_size"] == [8, 12]
     assert summary["cam_refused_layers"]["layer4"] == [2, 3]

@@ -28,7 +28,7 @@ from tests.optimizers import create_optimizer
 from tests.processes import run as run_processes
 from tests.processes import train_script
 from tests.saved_runs import change, refusal
-from utils.analysis.cam.layers import SMALLEST_MAP, choose_layer, feature_maps
+from utils.analysis.cam.layers import SMALLEST_MAP, choose_layer, choose_view, feature_maps
 from utils.analysis.cam.maps import choose_cams, class_maps
 from utils.analysis.cam.methods import cam_methods
 from utils.config import AnalyzeConfig, TrainConfig
@@ -46,8 +46,8 @@ VIT = "timm:vit_tiny_patch16_224"
 SMALL_VIT = "timm:test_vit"  # for tests, of timm itself
 # What timm is given for images of a size, and the deepest layer with 5 pixels that the answer depends on.
 MODELS = [
-    ("timm:resnet18", 32, {"output_stride": 8}, "layer1", [8, 8]),
-    ("timm:resnet18", 64, {"output_stride": 16}, "layer2", [8, 8]),
+    ("timm:resnet18", 32, {"output_stride": 8}, "layer4", [5, 5]),  # of images enlarged to 40 pixels
+    ("timm:resnet18", 64, {"output_stride": 16}, "layer4", [5, 5]),  # to 80
     ("timm:convnext_atto", 32, {"patch_size": 1}, "stages.2", [8, 8]),
     ("timm:convnext_atto", 64, {"patch_size": 1}, "stages.3", [8, 8]),
     (VIT, 32, {"img_size": 32, "patch_size": 4}, "blocks.10", [8, 8]),
@@ -114,7 +114,10 @@ def inputs(run: Path, size: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("name", "size", "arguments", "layer", "layer_size"), MODELS)
-def test_a_model_is_trained_exported_explained_and_reported(trained, name, size, arguments, layer, layer_size):
+def test_a_model_is_trained_exported_explained_and_reported(
+    trained, monkeypatch, name, size, arguments, layer, layer_size
+):
+    monkeypatch.setattr("utils.analysis.cam.maps.MOST_CHANGED", 1.0)  # a model of two steps answers anything
     run = trained(name, size)
     saved = json.loads((run / "model/config.json").read_text())
     assert (saved["architecture"], saved["arguments"], saved["resolution"]) == (name, arguments, size)
@@ -228,6 +231,32 @@ def test_heat_lies_on_the_patch_that_decides(name):
     for found, (down, right) in zip(class_maps(model, cam, images, [1, 2]), [(1, 6), (5, 2)], strict=True):
         assert abs(np.average(np.arange(32), weights=found.sum(1)) - (4 * down + 1.5)) < 0.6
         assert abs(np.average(np.arange(32), weights=found.sum(0)) - (4 * right + 1.5)) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "view", "layer", "side"),
+    [
+        ("timm:tf_efficientnet_lite0", 32, 133, "bn2", 5),
+        ("timm:tf_efficientnet_lite0", 96, 160, "bn2", 5),  # blocks.4, and four stages behind it
+        ("timm:tf_efficientnet_lite0", 160, 160, "bn2", 5),
+        ("timm:tf_efficientnet_lite0", 224, 224, "bn2", 7),
+        ("timm:mobilenetv3_small_050", 96, 160, "blocks.5", 5),
+        ("timm:convnext_atto", 32, 80, "stages.2", 5),
+        ("timm:convnext_atto", 96, 96, "stages.2", 6),  # stages.3 alone follows
+        ("timm:convnext_atto", 160, 160, "stages.3", 5),
+        ("timm:resnet18", 64, 80, "layer3", 5),
+        (VIT, 96, 96, "blocks.10", 6),
+        ("timm:swin_tiny_patch4_window7_224", 96, 96, "layers.2", 6),  # takes images of one size
+        ("timm:swin_tiny_patch4_window7_224", 224, 224, "norm", 7),
+    ],
+)
+def test_late_layers_are_seen_in_larger_images_where_a_model_takes_them(name, size, view, layer, side):
+    torch.manual_seed(0)
+    fixed = {"img_size": size} if name == VIT or "swin" in name else {}
+    model = create_model(name, 10, **fixed).eval()
+    found = choose_view(model, (size, size))
+    chosen = choose_layer(model, found)
+    assert (found, chosen.name, chosen.size) == ((view, view), layer, (side, side))
 
 
 def test_ablation_takes_a_channel_away_at_all_places(vit):
@@ -347,7 +376,7 @@ def test_building_to_look_draws_no_random_numbers():
             {"model": "timm:resnt18"},
             "model: 'timm:resnt18' is not allowed; timm has no resnt18; did you mean resnet18?",
         ),
-        ({"model": "timm:resnet18.a1_in1k"}, "timm has no resnet18.a1_in1k; did you mean resnet18"),
+        ({"model": "timm:resnet18.a1_in1k"}, "hf-hub:timm/resnet18.a1_in1k names its weights"),
         ({"model": "timm:hf-hub:timm/resnet18"}, "timm has no hf-hub:timm/resnet18"),
         ({"model": VIT, "norm": "group"}, f"norm: group is not allowed with {VIT}; it is for resnet18"),
         ({"model": VIT, "width": 32}, f"width: 32 is not allowed with {VIT}; it is for resnet18"),
@@ -395,7 +424,7 @@ def test_a_mistaken_name_is_told_before_a_download(tmp_path):
 
 def test_without_timm_the_way_to_get_it_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match=r"timm, which is not installed; pip install -r requirements-optional.txt$"):
+    with pytest.raises(UserError, match=r"timm, which is not installed; pip install -r requirements.txt$"):
         create_model(VIT, 10)
 
 

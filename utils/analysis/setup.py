@@ -4,13 +4,14 @@ import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
 from accelerate import Accelerator
 from torch import nn
 
 from data.loaders import EVALUATION_BATCH
 from data.preprocessing import Geometry
 from models.saved import ModelConfig
-from utils.analysis.cam.maps import Cams, choose_cams
+from utils.analysis.cam.maps import Cams, choose_cams, try_enlarged
 from utils.analysis.photos import read_photos
 from utils.analysis.section import Analysis
 from utils.analysis.sections import choose_sections, needs
@@ -20,6 +21,8 @@ from utils.runs.saved_run import SavedRun, open_run, some
 from utils.system.errors import UserError
 from utils.system.files import check_writable
 from utils.system.memory import check_memory, forward_memory
+
+TRIED = 64  # images that are enlarged to see whether the model still gives the same answers
 
 
 def set_up(config: AnalyzeConfig, accelerator: Accelerator) -> Analysis:
@@ -44,11 +47,27 @@ def set_up(config: AnalyzeConfig, accelerator: Accelerator) -> Analysis:
     train = run.split("train", model_config) if reads_train else None
     model = model.to(accelerator.device)
     analysis = Analysis(config, accelerator, run, model, model_config, cams, test, train, None, sections, folder)
+    if "gradcam" in sections or config.predict:
+        analysis = _with_tried_view(analysis)
     if "another run" in needed:
         analysis = dataclasses.replace(analysis, other=_set_up_other(analysis, Path(config.compare or "")))
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
     return analysis
+
+
+def _with_tried_view(analysis: Analysis) -> Analysis:
+    """Images are enlarged for the maps only if the model gives most of them the same class as before."""
+    view, config = analysis.cams.chosen[0].view, analysis.config
+    if view is None:
+        return analysis
+    count = min(len(analysis.test), TRIED)
+    images = analysis.test.images.decode(np.linspace(0, len(analysis.test) - 1, count).astype(int))
+    tried, cams = try_enlarged(analysis.model, view, analysis.inputs_of(images)), analysis.cams
+    if not tried.is_used:
+        names = config.cam_method, config.cam_layer, config.aug_smooth, config.eigen_smooth
+        cams = choose_cams(analysis.model, analysis.model_config.input_size, *names, enlarge=False)
+    return dataclasses.replace(analysis, cams=dataclasses.replace(cams, enlargement=tried))
 
 
 def open_model(config: AnalyzeConfig, path: Path, option: str) -> tuple[SavedRun, nn.Module, ModelConfig]:

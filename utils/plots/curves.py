@@ -13,7 +13,7 @@ LOG_SCALE_FROM = 20.0  # a loss that varies by more is drawn on a log scale
 
 
 class Point(NamedTuple):
-    """Mean loss per image and accuracy (0 to 1) of one split in one epoch (from 1)."""
+    """Mean loss per image and accuracy (0 to 1) of one split in one epoch: from 1, or 0 before the first step."""
 
     epoch: int
     loss: float
@@ -58,7 +58,8 @@ def curves_figure(curves: dict[str, list[Point]]) -> Figure:
     accuracy.set(title="Accuracy", xlabel="epoch", ylabel="share of images classified correctly")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1))
     accuracy.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    accuracy.set_xlim(0.5, max((point.epoch for points in curves.values() for point in points), default=1) + 0.5)
+    every_epoch = [1, *(point.epoch for points in curves.values() for point in points)]
+    accuracy.set_xlim(min(every_epoch) - 0.5, max(every_epoch) + 0.5)
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
         if curves:

@@ -1,7 +1,7 @@
 """The layers of a model that a class activation map can be computed at."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,6 +12,8 @@ from utils.config.resolution import Size
 from utils.system.errors import UserError, suggestion
 
 SMALLEST_MAP = 5  # pixels: a coarser feature map cannot say where
+LARGEST_VIEW = 512  # pixels of a side that an image is enlarged to
+REFUSALS = (AssertionError, RuntimeError, ValueError, TypeError, LookupError)  # of a model that takes one size only
 
 Form = Literal["channels first", "channels last", "tokens"]
 
@@ -47,6 +49,41 @@ class CamLayer:
     @property
     def pixels(self) -> str:
         return "{}x{}".format(*self.size)
+
+
+def choose_view(model: nn.Module, image_size: Size, names: Collection[str] = ()) -> Size:
+    """The size of the images that maps are computed from: `image_size`, or the smallest larger one with which at most
+    one stage follows the deepest whose feature map is at least 5x5 pixels, if the model takes it.
+
+    A stage is an outermost module that gives a feature map: layer3 of a ResNet, blocks.4 of an EfficientNet.
+
+    Args:
+        names: of layers that are asked for, as choose_layer takes them; none: the default one. They are looked at in
+            images of a larger size only if that is what they need.
+    """
+
+    def needed(layers: Mapping[str, CamLayer]) -> bool:
+        return any(name in layers and _is_coarse(layers[name]) for name in names)
+
+    view, layers = image_size, feature_maps(model, image_size)
+    if names and not needed(layers):
+        return image_size
+    while coarse := [layer.size for layer in _stages(model, layers) if _is_coarse(layer)][:-1]:
+        factor = SMALLEST_MAP / min(coarse[-1])
+        view = round(view[0] * factor), round(view[1] * factor)
+        if max(view) > LARGEST_VIEW:
+            return image_size
+        try:
+            layers = feature_maps(model, view)
+        except REFUSALS:
+            return image_size
+    return image_size if needed(layers) else view
+
+
+def _stages(model: nn.Module, layers: Mapping[str, CamLayer]) -> list[CamLayer]:
+    """The outermost stages that the logits depend on, in the order they are computed."""
+    names = [name for name, layer in layers.items() if layer.visible and _is_stage(model, name, layers)]
+    return [layers[name] for name in names if not any(name.startswith(f"{outer}.") for outer in names)]
 
 
 def choose_layer(model: nn.Module, image_size: Size, name: str | None = None) -> CamLayer:

@@ -12,16 +12,19 @@ import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from utils.analysis.cam import methods
-from utils.analysis.cam.layers import CamLayer, choose_layer, refused_layers
-from utils.config.resolution import Size
+from utils.analysis.cam.layers import CamLayer, choose_layer, choose_view, refused_layers
+from utils.config.resolution import Size, shown_size
 from utils.system.duration import duration
 
 BATCH_PIXELS = 50 * 32 * 32  # of a batch, whose activations and gradients are held at once
+EVALUATED = 16  # images at a time, without gradients
 TIMED_BATCH = 16  # images
 ENLARGED_SIDE = 160  # pixels, at least
+MOST_CHANGED = 0.25  # share of the images to which a model may give another class if they are enlarged
 MOST_OPAQUE = 0.75  # of the colour over the image
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of an image; it may reach over the border
@@ -35,6 +38,7 @@ class Cam:
         name: of the method.
         aug_smooth: maps are means over mirrored, brighter and darker images.
         eigen_smooth: maps are the first principal component of the weighted activations instead of their sum.
+        view: height and width in pixels that images are enlarged to for it (layers.choose_view); None: not at all.
     """
 
     name: str
@@ -42,9 +46,16 @@ class Cam:
     layer: CamLayer
     aug_smooth: bool = False
     eigen_smooth: bool = False
+    view: Size | None = None
 
     def __str__(self) -> str:
         return f"{self.name} at {self.layer.name}"
+
+    @property
+    def pixels(self) -> str:
+        """The size of its maps in words, and that of the images if they are enlarged for it."""
+        larger = f" of images enlarged to {shown_size(self.view)}" if self.view else ""
+        return f"{self.layer.pixels} pixels{larger}"
 
     @property
     def knows_classes(self) -> bool:
@@ -53,14 +64,32 @@ class Cam:
 
 
 @dataclass(frozen=True)
+class Enlargement:
+    """The size that images are enlarged to for the maps, and how the model takes it: at that size it gives another
+    class to `changed` of `images` test images, evenly spaced."""
+
+    view: Size
+    changed: int
+    images: int
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the model sees much the same in the enlarged images, so that they explain it."""
+        return self.changed <= MOST_CHANGED * self.images
+
+
+@dataclass(frozen=True)
 class Cams:
     """The methods at the layers that are asked for: the first explains the mistakes, all are compared.
 
-    `refused` are the layers whose feature maps are too coarse, with their height and width in pixels.
+    Attributes:
+        refused: the layers whose feature maps are too coarse, with their height and width in pixels.
+        enlargement: if a late layer would need larger images, used or not.
     """
 
     chosen: Sequence[Cam] = ()
     refused: Mapping[str, Size] = field(default_factory=dict)
+    enlargement: Enlargement | None = None
 
 
 def choose_cams(
@@ -70,16 +99,23 @@ def choose_cams(
     layer_names: str | None,
     aug_smooth: bool = False,
     eigen_smooth: bool = False,
+    enlarge: bool = True,
 ) -> Cams:
-    """All combinations of methods and layers, given as comma-separated names. Raises UserError."""
+    """All combinations of methods and layers, given as comma-separated names. Raises UserError.
+
+    Args:
+        enlarge: images, if a late layer needs it (layers.choose_view).
+    """
     kinds = {name: methods.choose_method(name, aug_smooth, eigen_smooth) for name in _names(method_names)}
-    places = [choose_layer(model, image_size, name) for name in (_names(layer_names) if layer_names else [None])]
+    names = _names(layer_names) if layer_names else []
+    view = choose_view(model, image_size, names) if enlarge else image_size
+    places = [choose_layer(model, view, name) for name in names] or [choose_layer(model, view)]
     chosen = [
-        Cam(name, kind, layer, aug_smooth, eigen_smooth)
+        Cam(name, kind, layer, aug_smooth, eigen_smooth, None if view == image_size else view)
         for name, kind in kinds.items()
-        for layer in methods.layers_of(kind, places, image_size)
+        for layer in methods.layers_of(kind, places, view)
     ]
-    return Cams(chosen, refused_layers(model, image_size))
+    return Cams(chosen, refused_layers(model, view))
 
 
 def _names(text: str) -> list[str]:
@@ -92,18 +128,23 @@ def class_maps(model: nn.Module, cam: Cam, inputs: Tensor, classes: Sequence[int
 
     Each map is scaled to 0..1 by itself, so that maps show where and not how much; a map that is zero everywhere found
     no positive evidence. The same call gives the same maps. A slow method prints what it will cost and shows progress.
+    Images are enlarged to the CAM's `view`, and the maps scaled back.
 
     Args:
         model: float32, in eval mode, not compiled.
         inputs: normalised images (N, 3, H, W) on the model's device.
         classes: the class to explain for each image.
     """
+    size = inputs.shape[2], inputs.shape[3]
+    if not len(inputs):  # no image was misclassified
+        return np.empty((0, *size), np.float32)
+    inputs = enlarged(inputs, cam.view) if cam.view else inputs
     count, _, height, width = inputs.shape
     smoothing = {"eigen_smooth": cam.eigen_smooth} | ({"aug_smooth": True} if cam.aug_smooth else {})
-    maps = [np.empty((0, height, width), np.float32)]
+    maps = []
     with methods.opened(cam.method, model, cam.layer) as compute, _seeded():
         passes = methods.forward_passes(compute, cam.layer, inputs)
-        slow = passes > 1 and count > 0
+        slow = passes > 1
         if slow:
             _announce(model, cam, inputs, passes)
         step = 1 if slow else max(1, BATCH_PIXELS // (height * width))  # for one image ScoreCAM already holds hundreds
@@ -114,7 +155,27 @@ def class_maps(model: nn.Module, cam: Cam, inputs: Tensor, classes: Sequence[int
             with methods.without_bars() if slow else contextlib.nullcontext():
                 maps.append(compute(input_tensor=inputs[part], targets=goals, **smoothing))
     model.zero_grad(set_to_none=True)
-    return np.concatenate(maps)
+    return _scaled(np.concatenate(maps), size)
+
+
+def _scaled(maps: np.ndarray, size: Size) -> np.ndarray:
+    """Maps, float32 (N, h, w), at another height and width, each from 0 to 1 again."""
+    if maps.shape[1:] == size:
+        return maps
+    scaled = F.interpolate(torch.from_numpy(maps)[None], size, mode="bilinear", antialias=True)[0].numpy()
+    return scaled / np.maximum(scaled.max(axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny)
+
+
+@torch.no_grad()
+def try_enlarged(model: nn.Module, view: Size, inputs: Tensor) -> Enlargement:
+    """What enlarging images (N, 3, H, W) does to the model's answers."""
+    parts = [(model(part), model(enlarged(part, view))) for part in inputs.split(EVALUATED)]
+    return Enlargement(view, sum(int((a.argmax(1) != b.argmax(1)).sum()) for a, b in parts), len(inputs))
+
+
+def enlarged(inputs: Tensor, view: Size) -> Tensor:
+    """Images (N, 3, H, W) at another height and width."""
+    return F.interpolate(inputs, view, mode="bilinear", antialias=True)
 
 
 @torch.no_grad()

@@ -12,7 +12,8 @@ and has one or two functions:
 
     find(analysis, predictions)              if all processes must work together, as for further predictions: called on
                                              all of them; on the main process, what it returns is `found` below
-    section(analysis, predictions[, found])  called on the main process; returns the Section to write and to show
+    section(analysis, predictions[, found])  called on the main process; returns the Section to write and to show, or
+                                             None if there is nothing to say of this run
 
 `predictions` are those of the test set. A template is given `section` (the Section), `summary` (all of summary.json),
 `figures` (PNG files by name), `class_names`, and what else report/page.py lists.
@@ -58,4 +59,5 @@ def find(analysis: Analysis, predictions: Predictions) -> dict[str, tuple[Any, .
 
 def build(analysis: Analysis, predictions: Predictions, found: dict[str, tuple[Any, ...]]) -> dict[str, Section]:
     """The sections by name, in page order. Call on the main process."""
-    return {name: MODULES[name].section(analysis, predictions, *found.get(name, ())) for name in analysis.sections}
+    built = {name: MODULES[name].section(analysis, predictions, *found.get(name, ())) for name in analysis.sections}
+    return {name: section for name, section in built.items() if section is not None}

@@ -19,10 +19,14 @@ def section(analysis: Analysis, predictions: Predictions) -> Section:
     """Loss and accuracy per epoch, the learning rate, the range test if training ran one, and what the model got."""
     run = analysis.run
     curves = epoch_curves(run.rows)
-    figures = {}
+    figures: dict[str, Figure] = {}
     if curves:
-        figures = {"curves": curves_figure(curves), "lr": lr_figure(*learning_rates(run.rows))}
+        figures["curves"] = curves_figure(curves)
+    steps, lrs = learning_rates(run.rows)
+    if steps:
+        figures["lr"] = lr_figure(steps, lrs)
     page = {
+        "first": min((points[0].epoch for points in curves.values()), default=None),
         "last": {split: points[-1] for split, points in curves.items()},
         "range_test": run.figure("lr_finder.png"),
         "augmentations": run.figure("augmentations.png"),

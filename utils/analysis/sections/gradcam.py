@@ -59,11 +59,14 @@ def section(analysis: Analysis, predictions: Predictions) -> Section:
             "cam_layer": cam.layer.name,
             "cam_layer_size": list(cam.layer.size),
             "cam_method": cam.name,
+            "cam_view": list(cam.view or config.input_size),
             "cam_refused_layers": {name: list(size) for name, size in cams.refused.items()},
             "cam_road": rows,
         },
         page={
             "cam": cam,
+            "size": config.input_size,
+            "enlargement": cams.enlargement,
             "examples": examples,
             "title": shown_of(len(examples), total),
             "smallest": SMALLEST_MAP,
@@ -109,7 +112,7 @@ def gradcam_figure(examples: Sequence[Example], class_names: Sequence[str], cam:
         if cam.knows_classes
         else "salient regions, the same for every class"
     )
-    figure.suptitle(f"{cam} ({cam.layer.pixels} pixels): {shown}\norange to yellow = more; each map has its own scale")
+    figure.suptitle(f"{cam} ({cam.pixels}): {shown}\norange to yellow = more; each map has its own scale")
     cells = figure.subplots(rows, 3 * pairs, squeeze=False).reshape(rows * pairs, 3)
     for (original, predicted, true), example in zip(cells, examples, strict=False):
         true_label, predicted_label = example.mistake.labels(class_names)

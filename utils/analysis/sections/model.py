@@ -10,5 +10,8 @@ NEEDS = ()
 
 
 def section(analysis: Analysis, predictions: Predictions) -> Section:
-    """A table of the layers, also written as model_summary.txt."""
-    return Section(texts={"model_summary": describe_model(analysis.model, analysis.model_config.input_size)})
+    """A table of the layers, also written as model_summary.txt, and the lrs of the parameter groups if they differ."""
+    groups = analysis.run.lr_groups
+    differ = len({group["lr_factor"] for group in groups}) > 1
+    summary = describe_model(analysis.model, analysis.model_config.input_size)
+    return Section(page={"groups": groups if differ else []}, texts={"model_summary": summary})
