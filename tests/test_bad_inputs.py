@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, PngImagePlugin
 
 import analyze
@@ -34,6 +35,7 @@ from data.sources import load_dataset
 from tests.conftest import ROOT
 from tests.processes import run as run_processes
 from tests.processes import train_script
+from tests.test_checkpoint_files import Payload
 from utils.config import AnalyzeConfig, TrainConfig, completion
 from utils.config.consistency import without_effect
 from utils.config.parser import parse_config, read_config
@@ -81,6 +83,8 @@ def place(tmp_path_factory) -> Path:
     (root / "model").mkdir()
     for name in ("config.json", "model.safetensors"):
         shutil.copy(root / "run" / "model" / name, root / "model")
+    shutil.copy(root / "run" / "model" / "model.safetensors", root / "plain.safetensors")
+    torch.save({"model": Payload(root / "executed")}, root / "pickle.pth")
     return root
 
 
@@ -310,7 +314,12 @@ OPTIONS = [
      "or two of them as HEIGHTxWIDTH, such as 224x160"),
     ("a size of which one side is too small", "--image_size 16x4", "image_size: '16x4' is not allowed"),
     ("a size that CIFAR ignores", "--dataset cifar10 --image_size big", "image_size: 'big' is not allowed"),
-    ("a fit of another name", "--fit letterbox", "fit: 'letterbox' is not allowed", "one of crop, squash, pad"),
+    ("a fit of another name", "--fit letterbox", "fit: 'letterbox' is not allowed", "one of auto, crop, squash, pad"),
+    ("a frozen backbone of random weights", "--freeze backbone", "freeze: backbone is not allowed without init_from"),
+    ("a probe of random weights", "--head_init probe", "head_init: probe is not allowed without init_from"),
+    ("nothing to train", "--init_from weights --freeze backbone --head_init random",
+     "head_init: random is not allowed with freeze backbone, which would train nothing; use probe"),
+    ("views without number", "--probe_views -1", "probe_views: -1 is not allowed; it must be at least 0"),
     ("a part of what pad keeps whole", "--fit pad --crop_pct 0.9", "crop_pct: 0.9 is not allowed with fit pad"),
     ("a part of nothing", "--crop_pct 0", "crop_pct: 0.0 is not allowed; it must be at least 0.1"),
     ("a crop without a pixel", "--crop resized --crop_scale 0", "crop_scale: 0.0 is not allowed; it must be at least"),
@@ -349,6 +358,16 @@ CONTRADICTIONS = [
      "augment_file: an image of pipeline.yaml has 8x8 pixels, and image_size is 16x16; add a transform"),
     ("a crop larger than the photos", "--cutout 8 --augment_file large.yaml --output_dir new",
      "augment_file: large.yaml fails for an image of 20x20 pixels: "),
+    ("a frozen epoch without weights", "--freeze_epochs 1 --output_dir new",
+     "freeze_epochs: 1 is not allowed without init_from"),
+    ("more frozen epochs than epochs", "--init_from model --epochs 2 --freeze_epochs 3 --output_dir new",
+     "freeze_epochs: 3 is not allowed; it must be at most epochs (2)"),
+    ("no groups to print", "--init_from model --freeze backbone --print_groups true --output_dir new",
+     "print_groups: true is not allowed with freeze backbone"),
+    ("layers that are not known",
+     "--model timm:pit_ti_224 --width 64 --image_size 64 --layer_decay 0.5 --output_dir new",
+     "layer_decay: 0.5 is not allowed with timm:pit_ti_224, whose layers are not known; use 1"),
+    ("a layer decay of 0", "--layer_decay 0 --output_dir new", "layer_decay: 0", "is not allowed"),
     ("another model than the run's", "--model resnet34", "model: resnet34 differs from resnet18"),
     ("another fit than the run's", "--fit pad", "fit: pad differs from crop in", "choose another output_dir"),
     ("another shape than the run's", "--image_size 16x24", "image_size: 16x24 differs from 16 in"),
@@ -366,7 +385,8 @@ CONTRADICTIONS = [
     ("a checkpoint's name that is too long", f"--resume {'x' * 300}", "resume: xxx", "is not allowed"),
     ("timm's model with our width", "--model timm:resnet10t --width 32",
      "width: 32 is not allowed with timm:resnet10t"),
-    ("an unknown model of timm", "--model timm:resnt18 --width 64", "timm has no resnt18; did you mean resnet18?"),
+    ("an unknown model of timm", "--model timm:resnt18 --width 64",
+     "timm has no resnt18; did you mean resnet18?"),
 ]  # fmt: skip
 
 
@@ -375,6 +395,50 @@ def test_a_contradiction_is_refused(capsys, given, words):
     if "timm:" in given:
         pytest.importorskip("timm")
     refused(capsys, TrainConfig, [*TRAIN, *words_of(given)], *words)
+
+
+# With the options of TRAIN, and another output_dir unless one is named.
+START_WEIGHTS = [
+    ("weights that are not there", "--init_from nowhere",
+     "init_from: 'nowhere' is not allowed; there is no such file or folder; it must be pretrained, hf-hub:USER/NAME"),
+    ("a mistyped word", "--init_from pretraind", "init_from: 'pretraind' is not allowed", "did you mean pretrained?"),
+    ("a Hub name without its scheme", "--init_from timm/resnet18.a1_in1k",
+     "did you mean hf-hub:timm/resnet18.a1_in1k?"),
+    ("a Hub name of one part", "--init_from hf-hub:resnet18", "init_from: 'hf-hub:resnet18' is not allowed; it must"),
+    ("timm's weights of no model", "--init_from pretrained", "init_from: pretrained needs --model timm:NAME"),
+    ("torchvision's weights", "--init_from pretrained --model resnet18",
+     "init_from: pretrained is not allowed with resnet18 (torchvision's weights do not fit its ResNets for small",
+     "timm:resnet18"),
+    ("weights that nobody has", "--init_from pretrained --model speednet", "it has no published weights"),
+    ("timm's model without weights", "--init_from pretrained --model timm:resnet51q_x", "timm has no resnet51q_x"),
+    ("a file that holds no weights", "--init_from recipe.yaml", "init_from: recipe.yaml is not allowed; a file of",
+     ".safetensors, .pth"),
+    ("a folder that holds no weights", "--init_from empty", "init_from: empty has no config.json"),
+    ("a link to itself for weights", "--init_from loop", "init_from: 'loop' is not allowed; there is no such file"),
+    ("too long a name of weights", f"--init_from {'x' * 300}", "init_from: 'xxx", "there is no such file"),
+    ("weights that name no model", "--init_from plain.safetensors",
+     "init_from: plain.safetensors does not say of which architecture it is; name it with --model"),
+    ("weights of another model", "--init_from model --model resnet34",
+     "init_from: model has weights of resnet18, not of resnet34; leave --model out"),
+    ("weights under another model's name", "--init_from plain.safetensors --model resnet34",
+     "init_from: plain.safetensors: the weights do not fit the model (", "is missing", "more)"),
+    ("weights of another width", "--init_from model --width 32", "the weights of image_size 16 do not fit the model",
+     "conv1.weight is 16x3x3x3, in the model 32x3x3x3"),
+    ("a head of other classes", "--init_from model --keep_head true --dataset digits",
+     "keep_head: the 10 classes of the data set are not the 2 of model", "leave keep_head out"),
+    ("a pickle that would execute", "--init_from pickle.pth --model resnet18",
+     "pickle.pth: not loaded, since", "could execute code"),
+    ("weights for a run that has begun", "--init_from model --output_dir run",
+     "init_from: model differs from random in", "start another run with --output_dir NEW"),
+]  # fmt: skip
+
+
+@table(START_WEIGHTS)
+def test_wrong_start_weights_are_refused(capsys, place, given, words):
+    if "timm:" in given:
+        pytest.importorskip("timm")
+    refused(capsys, TrainConfig, [*TRAIN, "--output_dir", "new", *words_of(given)], *words)
+    assert not (place / "executed").exists()
 
 
 WITHOUT_EFFECT = [
@@ -389,6 +453,16 @@ WITHOUT_EFFECT = [
     ("sizes of a data set that has its own", "--dataset cifar10 --image_size 64 --fit squash --crop_pct 0.9",
      "image_size with cifar10, whose images have a size of their own; fit, crop_pct with cifar10, whose images have a "
      "size of their own, but for the photos of others"),
+    ("distillation without a teacher", "--distill_alpha 0.7 --distill_temperature 4",
+     "distill_alpha, distill_temperature without teacher"),
+    ("a teacher without a share", "--teacher a --distill_alpha 0", "teacher with distill_alpha 0"),
+    ("a teacher of a probe", "--init_from a --freeze backbone --teacher b",
+     "teacher with freeze backbone, which trains no step"),
+    ("steps beside a frozen backbone", "--init_from w --freeze backbone --lr 0.1 --warmup_fraction 0.2 --rotate 5",
+     "lr, warmup_fraction with freeze backbone, which trains no step; rotate with freeze backbone and without "
+     "probe_views"),
+    ("views without a probe", "--init_from w --head_init random --probe_views 2",
+     "probe_views without head_init probe"),
     ("an end without augmentation that rounds to none", "--epochs 4 --augment_until 0.9",
      "augment_until in so few epochs"),
 ]  # fmt: skip
@@ -403,7 +477,7 @@ def test_options_without_effect_are_named_in_one_line(given, words):
     "given",
     ["", "--crop resized --crop_scale 0.5,1 --crop_padding 0", "--dataset digits --image_size 64x32 --fit squash",
      "--erase 0.5 --erase_mode constant", "--augment_until 0.9", "--crop_padding 8 --padding_mode reflect",
-     "--augment_file a.yaml --mixup 1 --augment_until 0.5"],
+     "--augment_file a.yaml --mixup 1 --augment_until 0.5", "--teacher a --distill_alpha 0.1 --distill_temperature 4"],
 )  # fmt: skip
 def test_options_that_have_an_effect_are_not_named(given):
     assert without_effect(read_config(TrainConfig, given.split())) == ""
@@ -580,6 +654,15 @@ PATHS = [
     ("a pipeline with too long a name", f"--cutout 8 --augment_file {LONG}", "augment_file: xxx", "cannot be read"),
     ("a recipe for a pipeline", "--cutout 8 --augment_file recipe.yaml",
      "augment_file: recipe.yaml: it has no entry `transform`"),
+    ("no teacher", "--teacher missing", "teacher: missing is not a folder"),
+    ("a teacher with a mistyped name", "--teacher modle", "teacher: modle is not a folder; did you mean model?"),
+    ("an empty folder for a teacher", "--teacher empty", "teacher: empty is neither a run directory", "nor a model"),
+    ("images for a teacher", "--teacher images", "teacher: images is neither a run directory", "nor a model"),
+    ("a pipe for a teacher", "--teacher pipe", "teacher: pipe is not a folder"),
+    ("a link to itself for a teacher", "--teacher loop", "teacher: loop is not a folder"),
+    ("a teacher with too long a name", f"--teacher {LONG}", "teacher: xxx", "is not a folder"),
+    ("ImageNet's weights for a teacher", "--teacher pretrained", "teacher: pretrained is not allowed; it does not"),
+    ("a teacher in a run that began without", "--teacher run", "teacher: run (SHA-256 ", "(no teacher)"),
     ("a folder for a preview", "--preview_augment images", "preview_augment: images is not allowed; it must be a PNG"),
     ("no PNG file for a preview", "--preview_augment a.jpg", "preview_augment: a.jpg is not allowed; it must be a PNG"),
     ("a folder named as a PNG", "--preview_augment folder.png", "preview_augment: folder.png is not allowed"),

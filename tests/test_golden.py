@@ -19,7 +19,11 @@ from utils.config.parser import read_config
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 # Of the loss of each step: ten times what was found between instructions of SSE 4.1 and AVX2, which grows by the step.
 TOLERANCES = (1e-4, 5e-3, 3e-2)
-RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml") if path.stem != "sweep")
+RECIPES = sorted(
+    path.stem
+    for path in (ROOT / "recipes").glob("*.yaml")
+    if path.stem != "sweep" and "init_from" not in path.read_text()
+)
 # Each on the digits at a width that is quick.
 SHORT = f"--dataset digits --width 16 --batch_size 64 --max_steps {len(TOLERANCES)} --log_every_steps 1 --trackers none"
 # What no recipe asks for.

@@ -17,6 +17,7 @@ import socket
 import sqlite3
 import struct
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from importlib.util import find_spec
@@ -33,6 +34,7 @@ from safetensors.torch import load_file, save_file
 import analyze
 import train_accelerate
 from models.saved import ModelConfig
+from models.weights import find_weights
 from tests.processes import run as run_processes
 from tests.processes import tiny_config, train_script
 from tests.test_checkpoint_files import Payload
@@ -862,3 +864,74 @@ def test_a_model_config_of_a_run_is_read_back_as_it_is(attacked):
     config = ImageClassifier.from_pretrained(attacked.run / "model").model_config
     assert isinstance(config, ModelConfig)
     assert config.to_bytes() == (attacked.run / "model/config.json").read_bytes()
+
+
+# -- start weights ----------------------------------------------------------------------------------------------------
+
+
+def inflated(path: Path) -> None:
+    """A file of torch.save, of which a part says that it takes a TiB once it is inflated."""
+    torch.save({"conv1.weight": torch.zeros(1)}, path)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/9", bytes(2**20))
+        archive.infolist()[-1].file_size = 2**40
+
+
+START_WEIGHTS: dict[str, Callable[[Path, Path], None]] = {
+    "executes .pth": lambda path, trace: torch.save({"state_dict": Payload(trace)}, path),
+    "executes by a bare pickle .pth": lambda path, trace: path.write_bytes(pickle.dumps(Payload(trace))),
+    "executes .bin": lambda path, trace: torch.save(Payload(trace), path, _use_new_zipfile_serialization=False),
+    "a whole model .pth": lambda path, trace: torch.save(torch.nn.Linear(1, 1), path),
+    "a pickle that says .safetensors": lambda path, trace: torch.save({"a": torch.zeros(1)}, path),
+    "nothing .safetensors": lambda path, trace: path.write_bytes(b""),
+    "nothing .pth": lambda path, trace: path.write_bytes(b""),
+    "a header of 16 EiB .safetensors": lambda path, trace: path.write_bytes(b"\xff" * 8 + b"{}"),
+    "a header that is none .safetensors": lambda path, trace: path.write_bytes(header({})[:8] + b"[["),
+    "a tensor beyond the end .safetensors": lambda path, trace: path.write_bytes(
+        header({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}})
+    ),
+    "an expanded tensor .pth": lambda path, trace: torch.save({"conv1.weight": torch.zeros(1).expand(2**40)}, path),
+    "a sparse tensor .pth": lambda path, trace: torch.save({"a": torch.zeros(2, 2).to_sparse()}, path),
+    "inflated .pth": lambda path, trace: inflated(path),
+    "names that are numbers .pth": lambda path, trace: torch.save({1: torch.zeros(1)}, path),
+    "a name of a megabyte .pth": lambda path, trace: torch.save({"x" * 10**6: torch.zeros(1)}, path),
+    "control characters .pth": lambda path, trace: torch.save({"\x1b[31m\n": torch.zeros(1)}, path),
+    "no tensors .pth": lambda path, trace: torch.save({"model": {}}, path),
+    "a number .pth": lambda path, trace: torch.save(3, path),
+    "a hole of 1 TiB .pth": lambda path, trace: (path.touch(), os.truncate(path, 2**40)),
+}
+
+
+@pytest.mark.parametrize("name", START_WEIGHTS)
+def test_whatever_start_weights_hold_they_are_refused_in_one_line_and_not_executed(tmp_path, capsys, name):
+    path, trace = tmp_path / f"weights.{name.rpartition('.')[2]}", tmp_path / "trace"
+    START_WEIGHTS[name](path, trace)
+    config = tiny_config(tmp_path / "run", init_from=str(path), model="resnet18")
+    with bounded(), pytest.raises(SystemExit) as end:
+        run_script(train_accelerate.main, config)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2
+    assert line.startswith("error: ")
+    assert line.isprintable()
+    assert len(line) < 5000
+    assert not trace.exists()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_folder_of_start_weights_is_not_read_through_links_and_pipes(digits_run, tmp_path, file):
+    """Of a stranger's archive: a link out of it, a pipe."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret.txt").write_text("secret")
+    for number, make in enumerate(special_files(tmp_path / "outside").values()):
+        folder = Path(shutil.copytree(digits_run / "model", tmp_path / str(number)))
+        put(folder / file, make)
+        with bounded(), pytest.raises(UserError) as error:
+            find_weights(str(folder))
+        assert file in str(error.value)
+
+
+def test_a_file_of_start_weights_that_is_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"weights.pth' is not allowed; there is no such file"):
+        find_weights(str(tmp_path / "weights.pth"), "resnet18")

@@ -184,6 +184,6 @@ def test_overflows_of_a_gradient_scaler_are_normal_until_they_are_too_many(tmp_p
     train_accelerate.main(config)
     lines = train_lines(tmp_path)
     overflown = [line["step"] for line in lines if "gradient_norm" not in line]
-    assert overflown == list(range(1, len(overflown) + 1))
-    assert 3 < len(overflown) < 12
+    assert overflown[:4] == [1, 2, 3, 4]  # a later one, at a scale that is nearly right, depends on the processor
+    assert len(overflown) < 12
     assert all(math.isfinite(line["loss"]) for line in lines)

@@ -7,8 +7,13 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from nbclient import NotebookClient
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from tests.timm_folder import LITE0, timm_folder
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "notebooks" / "colab.ipynb"
@@ -71,9 +76,33 @@ def on_colab(tmp_path, monkeypatch) -> Path:
     return tmp_path / "drive"
 
 
+def zip_photos(place: Path) -> None:
+    """A zip as people have it: photos of two classes, here digits, in a folder of its own."""
+    digits = load_digits()
+    root = place.with_suffix("") / "my photos"
+    for split, numbers in (("train", range(8)), ("test", range(8, 12))):
+        for label in (0, 1):
+            folder = root / split / f"class {label}"
+            folder.mkdir(parents=True)
+            for number in numbers:
+                pixels = (digits.images[digits.target == label][number] * 15).astype(np.uint8)
+                Image.fromarray(pixels).resize((32, 32)).save(folder / f"{number}.jpg")
+    shutil.make_archive(str(place.with_suffix("")), "zip", place.with_suffix(""))
+    shutil.rmtree(place.with_suffix(""))
+
+
 def execute(notebook: nbformat.NotebookNode, folder: Path, drive: Path, max_steps: int, cells: int | None = None):
-    """Runs the notebook, or its first cells, in a kernel of its own: the digits, from a clone of what is committed."""
-    parameters = {
+    """Runs the notebook, or its first cells, in a kernel of its own: the digits, from a clone of what is committed, and
+    photos from a zip, with the weights of lite0 if they are here, else with small ones."""
+    weights = LITE0 if LITE0.is_dir() else timm_folder(folder / "weights" / "test_efficientnet", "test_efficientnet")
+    photos = {
+        "PHOTOS": "DRIVE / 'MyDrive/photos.zip'",
+        "MODEL": f"'timm:{weights.name}'",
+        "INIT_FROM": repr(str(weights)),
+        "PHOTO_RUN": "DRIVE / 'MyDrive/all runs/photos'",
+        "PHOTO_OPTIONS": "'--image_size 64 --epochs 1 --batch_size 8 --trackers none'",
+    }
+    digits = {
         "REPOSITORY": repr(ROOT.as_uri()),
         "FOLDER": f"Path({str(folder / 'clone')!r})",
         "DRIVE": f"Path({str(drive)!r})",
@@ -86,11 +115,12 @@ def execute(notebook: nbformat.NotebookNode, folder: Path, drive: Path, max_step
     }
     notebook = nbformat.from_dict(notebook)
     notebook.cells = notebook.cells[:cells]
-    cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
-    assert assigned_names(cell.source) == set(parameters)
-    imports = [line for line in cell.source.splitlines() if line.startswith("from ")]
-    cell.source = "\n".join(imports + [f"{name} = {value}" for name, value in parameters.items()])
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
+    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    for cell, parameters in zip(tagged, (digits, photos), strict=False):  # of the first cells, the digits' alone
+        assert assigned_names(cell.source) == set(parameters)
+        imports = [line for line in cell.source.splitlines() if line.startswith("from ")]
+        cell.source = "\n".join(imports + [f"{name} = {value}" for name, value in parameters.items()])
+    NotebookClient(notebook, timeout=880, resources={"metadata": {"path": str(folder)}}).execute()
     return notebook
 
 
@@ -99,8 +129,9 @@ def printed(notebook: nbformat.NotebookNode) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(620)
+@pytest.mark.timeout(900)
 def test_notebook_runs_from_end_to_end_and_goes_on_after_a_disconnect(notebook, tmp_path, on_colab):
+    zip_photos(on_colab / "MyDrive" / "photos.zip")
     training = next(place for place, cell in enumerate(notebook.cells) if "accelerate launch" in cell.source)
     begun = execute(notebook, tmp_path, on_colab, max_steps=3, cells=training + 1)
     assert "3 steps" in printed(begun)
@@ -113,7 +144,10 @@ def test_notebook_runs_from_end_to_end_and_goes_on_after_a_disconnect(notebook, 
     assert "5 steps" in text
     assert "Linear" in text  # the model summary
     shown = [output.data for cell in code_cells(notebook) for output in cell.outputs if "data" in output]
-    assert sum("image/png" in data for data in shown) == 5  # curves, learning rate, range test, mistakes, GradCAM
+    # Curves, learning rate, range test, mistakes, GradCAM; of the photos a preview, mistakes and GradCAM.
+    assert sum("image/png" in data for data in shown) == 5 + 3
+    assert "probe      test loss" in text
+    assert (on_colab / "MyDrive/all runs/photos/model/model.safetensors").is_file()
     table = next(data["text/markdown"] for data in shown if "text/markdown" in data)
     assert table.startswith("| | accuracy | images |")
     assert len(table.splitlines()) == 2 + 10
