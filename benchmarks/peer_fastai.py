@@ -19,7 +19,6 @@ process of its own, with the start of Python and the imports in its time.
 """
 
 import argparse
-import functools
 import sys
 import time
 from pathlib import Path
@@ -27,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.seeds import alone, measured, parser_of, table, test_split
+from benchmarks.seeds import alone, measure_seeds, parser_of, test_split
 
 
 def main() -> None:
@@ -35,10 +34,7 @@ def main() -> None:
     parser.add_argument("--recipe", choices=("plain", "advised"), default="plain")
     parser.add_argument("--epochs", type=int, help="of all layers; unset: 4 for plain, 6 for advised")
     settings = parser.parse_args()
-    for seed in settings.seeds:
-        folder = settings.output_dir / f"fastai-{settings.recipe}" / f"seed-{seed}"
-        measured(folder, functools.partial(train, settings, seed))
-    print(table(settings.output_dir))
+    measure_seeds(settings, f"fastai-{settings.recipe}", train)
 
 
 def train(settings: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:

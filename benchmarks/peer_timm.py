@@ -28,7 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.seeds import class_count, measured, parser_of, table, test_split, watched
+from benchmarks.seeds import class_count, measure_seeds, parser_of, test_split, watched
 
 PLAIN = {"opt": "adamw", "lr": "5e-4", "sched": "cosine", "warmup-epochs": "0"}
 RECIPES: dict[str, dict[str, str]] = {
@@ -54,10 +54,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2, help="its loader processes; 4 is its own default")
     settings = parser.parse_args()
-    for seed in settings.seeds:
-        folder = settings.output_dir / f"timm-{settings.recipe}" / f"seed-{seed}"
-        measured(folder, functools.partial(train, settings, seed))
-    print(table(settings.output_dir))
+    measure_seeds(settings, f"timm-{settings.recipe}", train)
 
 
 def train(settings: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ continues a benchmark that was interrupted. Python alone is needed, since some p
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
@@ -58,6 +59,19 @@ def measured(folder: Path, measure: Callable[[Path], dict[str, Any]]) -> dict[st
         part.replace(folder / RESULT)
         print(f"{folder}: {result['accuracy']:.2%} in {result['seconds']:.0f} s", flush=True)
     return json.loads((folder / RESULT).read_text())
+
+
+def measure_seeds(
+    settings: argparse.Namespace, name: str, measure: Callable[[argparse.Namespace, int, Path], dict[str, Any]]
+) -> None:
+    """Measures `measure(settings, seed, folder)` for the seeds of a training, and prints the table of all.
+
+    Args:
+        settings: with the options of parser_of.
+    """
+    for seed in settings.seeds:
+        measured(settings.output_dir / name / f"seed-{seed}", functools.partial(measure, settings, seed))
+    print(table(settings.output_dir))
 
 
 def alone(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import classifier
+from models import classifiers
 from models.origin import Origin
+from models.saved import listed, sides
 from models.timm_models import FAILURES
 from utils.system.errors import UserError
-from utils.system.reading import shown
+from utils.system.reading import shown, some
 
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 COUNTER = ".num_batches_tracked"  # of batch norm; torch's own before 0.4.1 has none
@@ -74,11 +75,8 @@ def load_start(
     absent = [name for name in mine if name not in fitted and (keep_head or name not in head)]
     problems += [f"{name} is missing" for name in absent if not name.endswith(COUNTER)]
     if problems:
-        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         size = f" of image_size {origin.image_size}" if origin.image_size else ""
-        raise UserError(
-            f"init_from: {origin.path}: the weights{size} do not fit the model ({'; '.join(problems[:3])}{more})"
-        )
+        raise UserError(f"init_from: {origin.path}: the weights{size} do not fit the model ({listed(problems)})")
     if renamed := [name for name in adapted if name not in given]:
         notes.append(f"{len(renamed)} under other names, as timm reads them")
     notes += _conversions(ready, mine)
@@ -105,7 +103,11 @@ def _check_classes(origin: Origin, class_names: Sequence[str]) -> None:
         what = "in another order"
     else:
         here, there = [name for name in mine if name not in theirs], [name for name in theirs if name not in mine]
-        parts = [f"{_some(names)} only {where}" for names, where in ((here, "here"), (there, "there")) if names]
+        parts = [
+            f"{some(list(map(shown, names)), 3)} only {where}"
+            for names, where in ((here, "here"), (there, "there"))
+            if names
+        ]
         what = "; ".join(parts)
     raise UserError(
         f"keep_head: the {len(mine)} classes of the data set are not the {len(theirs)} of {origin.path} ({what}); "
@@ -113,14 +115,10 @@ def _check_classes(origin: Origin, class_names: Sequence[str]) -> None:
     )
 
 
-def _some(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(map(shown, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
 def _head(model: nn.Module) -> set[str]:
     """Names of the tensors of the head: the classifier's, and those of the other heads that timm names."""
-    head = classifier(model)
-    prefixes = {name for name, module in model.named_modules() if module is head}
+    heads = set(classifiers(model))
+    prefixes = {name for name, module in model.named_modules() if module in heads}
     named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
     prefixes |= set([named] if isinstance(named, str) else named)
     return {name for name in model.state_dict() if any(name.startswith(f"{prefix}.") for prefix in prefixes)}
@@ -178,7 +176,7 @@ def _misfit(name: str, tensor: Tensor, own: Tensor) -> str | None:
         is_filter = tensor.ndim == own.ndim == 4 and own.shape[1] == 3
         if is_filter and (tensor.shape[0], *tensor.shape[2:]) == (own.shape[0], *own.shape[2:]):
             return f"{name} takes images of {tensor.shape[1]} channels, those of this suite have 3"
-        return f"{name} is {_sides(tensor)}, in the model {_sides(own)}"
+        return f"{name} is {sides(tensor.shape)}, in the model {sides(own.shape)}"
     floating = tensor.dtype.is_floating_point, own.dtype.is_floating_point
     if tensor.dtype != own.dtype and floating != (True, True):
         return f"{name} is {tensor.dtype}, in the model {own.dtype}"
@@ -187,14 +185,10 @@ def _misfit(name: str, tensor: Tensor, own: Tensor) -> str | None:
     return None
 
 
-def _sides(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a scalar"
-
-
 def _resized(name: str, before: Tensor | None, after: Tensor) -> list[str]:
     if before is None or before.shape == after.shape:
         return []
-    return [f"{name} resampled from {_sides(before)} to {_sides(after)}"]
+    return [f"{name} resampled from {sides(before.shape)} to {sides(after.shape)}"]
 
 
 def _conversions(ready: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> list[str]:

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from models.frozen_norm import is_frozen
 from utils.config.resolution import Size
+from utils.evaluation.predict import in_eval_mode
 
 CONVS, NORMS = ("Conv2d", "Conv2dSame"), ("BatchNorm2d", "BatchNormAct2d")  # by name: some are timm's
 
@@ -132,15 +133,13 @@ def _pairs(model: nn.Module, size: Size) -> list[tuple[Any, Any]]:
     inputs: list[tuple[nn.Module, Tensor]] = []
     hooks = [conv.register_forward_hook(lambda layer, _, output: outputs.append((layer, output))) for conv in convs]
     hooks += [norm.register_forward_pre_hook(lambda layer, args: inputs.append((layer, args[0]))) for norm in norms]
-    was_training = model.training
     first = next(model.parameters())
     try:
-        with _Uses() as uses:
-            model.eval()(torch.zeros(1, 3, *size, device=first.device, dtype=first.dtype))
+        with in_eval_mode(model), _Uses() as uses:
+            model(torch.zeros(1, 3, *size, device=first.device, dtype=first.dtype))
     finally:
         for hook in hooks:
             hook.remove()
-        model.train(was_training)
     calls = Counter(id(layer) for layer, _ in (*outputs, *inputs))
     made = {id(output): conv for conv, output in outputs}
     return [

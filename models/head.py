@@ -1,15 +1,14 @@
 """The head of a model: the layers that map its features to logits, whatever the architecture."""
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models import classifiers
 from utils.config.resolution import Size
+from utils.evaluation.predict import in_eval_mode
 from utils.system.errors import UserError
 
 SAME = 1e-3  # relative difference of logits that rounding may make
@@ -114,15 +113,3 @@ def _not_linear(why: str) -> UserError:
     return UserError(
         f"head_init: probe is not allowed with this model, whose head {why}; --head_init random starts without a probe"
     )
-
-
-@contextlib.contextmanager
-def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Puts all of a model into eval mode for the block; afterwards each layer is in the mode that it was in."""
-    modes: Mapping[Any, bool] = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from models.origin import is_license
+from utils.config.defaults import HUB
 from utils.system.errors import EnvironmentFault, UserError, one_line
 from utils.system.reading import parse_yaml, read_file
 
@@ -35,7 +36,7 @@ def fetch(repository: str, revision: str | None, needed: Sequence[str], option: 
     except HFValidationError:
         valid = False
     if not valid:
-        name = f"hf-hub:{repository}" + (f"@{revision}" if revision is not None else "")
+        name = f"{HUB}{repository}" + (f"@{revision}" if revision is not None else "")
         raise UserError(f"{option}: {name!r} is not allowed; it must be hf-hub:USER/NAME or hf-hub:USER/NAME@REVISION")
     return _cached(repository, revision, needed) or _download(repository, revision, needed, option)
 

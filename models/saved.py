@@ -5,19 +5,18 @@ wrong ends in one line.
 """
 
 import dataclasses
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from data.preprocessing import FITS, INTERPOLATIONS, Geometry, mean_colour
 from models import create_model
+from models.timm_models import without_memory
 from utils.config.resolution import LARGEST, Size
 from utils.evaluation.tta import TTA
 from utils.system.errors import UserError, one_line
@@ -72,8 +71,7 @@ class ModelConfig:
 
     def without_weights(self) -> nn.Module:
         """The model on the meta device, without memory for its weights."""
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about initial values, which meta tensors do not have
+        with without_memory():
             return self.create_model().eval()
 
     def to_bytes(self) -> bytes:
@@ -223,16 +221,21 @@ def _check_shapes(model: nn.Module, shapes: Mapping[str, Sequence[int]], source:
     problems = [f"{name} is missing" for name in mine if name not in shapes]
     problems += [f"the model has no {shown(name)}" for name in shapes if name not in mine]
     problems += [
-        f"{name} is {_sides(shapes[name])}, in the model {_sides(shape)}"
+        f"{name} is {sides(shapes[name])}, in the model {sides(shape)}"
         for name, shape in mine.items()
         if name in shapes and tuple(shapes[name]) != shape
     ]
     if problems:
-        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(f"{source}: the weights do not fit the model ({'; '.join(problems[:3])}{more})")
+        raise UserError(f"{source}: the weights do not fit the model ({listed(problems)})")
 
 
-def _sides(shape: Sequence[int]) -> str:
+def listed(problems: Sequence[str], most: int = 3) -> str:
+    """The first of what is wrong with weights, and how many more there are."""
+    return "; ".join(problems[:most]) + (f"; and {len(problems) - most} more" if len(problems) > most else "")
+
+
+def sides(shape: Sequence[int]) -> str:
+    """The shape of a tensor in words."""
     return "x".join(map(str, shape)) or "a scalar"
 
 

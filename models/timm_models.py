@@ -6,11 +6,12 @@ later, and dilation, which leaves every weight as it is, comes first. These argu
 it is rebuilt the same.
 """
 
+import contextlib
 import functools
 import inspect
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -28,6 +29,14 @@ KEPT = ("patch_size", "output_stride")  # arguments that start weights were trai
 STEMS = [("patch_size", 3), ("patch_size", 2), ("patch_size", 1), ("output_stride", 16), ("output_stride", 8)]
 ARGUMENTS = {"img_size", "patch_size", "output_stride"}  # all that a saved model may name
 FAILURES = (TypeError, ValueError, AssertionError, RuntimeError, LookupError, ArithmeticError, AttributeError)
+
+
+@contextlib.contextmanager
+def without_memory() -> Iterator[None]:
+    """Models are made on the meta device, without memory for their weights."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about initial values, which meta tensors do not have
+        yield
 
 
 def create_timm_model(name: str, num_classes: int, **arguments: Any) -> nn.Module:
@@ -59,8 +68,7 @@ def drop_path_rates(name: str, arguments: Mapping[str, Any], rate: float | None)
 
     wanted = {} if rate is None else {"drop_path_rate": rate}
     try:
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_memory():
             model = timm.create_model(timm_name(name), pretrained=False, num_classes=1, **arguments, **wanted)
     except FAILURES as error:
         raise UserError(f"drop_path: {rate} is not allowed with {name}, which has no stochastic depth") from error
@@ -150,8 +158,7 @@ def pools_as(name: str, pooling: Any) -> bool:
     import timm
 
     try:
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_memory():
             own, asked = (
                 str(timm.create_model(timm_name(name), pretrained=False, **arguments))
                 for arguments in ({}, {"global_pool": pooling})
@@ -163,8 +170,7 @@ def pools_as(name: str, pooling: Any) -> bool:
 
 def _built(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
     """The model on the meta device, without memory for its weights."""
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about initial values, which meta tensors do not have
+    with without_memory():
         return create_timm_model(name, 1, **(arguments or {})).eval()
 
 

@@ -15,7 +15,7 @@ from models.origin import Origin, own_facts, timm_facts
 from models.saved import CONFIG, WEIGHTS, parse_model_config
 from models.timm_models import PREFIX, timm_name
 from models.weight_files import PICKLES, SAFETENSORS, parse_tensors, read_metadata
-from utils.config.defaults import PRETRAINED
+from utils.config.defaults import HUB, PRETRAINED
 from utils.system.errors import UserError, did_you_mean
 from utils.system.files import digest
 from utils.system.manifest import MANIFEST, Damaged, read_verified
@@ -23,7 +23,6 @@ from utils.system.reading import check_files, check_folder, check_size, parse_js
 
 __all__ = ["Loaded", "Origin", "find_weights", "load_start", "read_tensors"]
 
-HUB = "hf-hub:"
 SOURCES = (
     "pretrained, hf-hub:USER/NAME[@REVISION], or the path of a run, a checkpoint, a model folder, a timm folder, or a "
     f"file ({', '.join((SAFETENSORS, *PICKLES))})"

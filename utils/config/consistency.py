@@ -130,12 +130,10 @@ def without_effect(config: Any) -> str:
         (("crop_padding",), padded or config.crop_padding == 0, "without crop pad"),
         (("padding_mode",), padded, "without crop pad and crop_padding"),
         (("erase_mode",), config.erase > 0, "without erase"),
-        (("freeze_epochs", "layer_decay", "head_lr_factor"), config.freeze == "none", "with freeze backbone"),
         (("augment_until",), round(config.augment_until * config.epochs) < config.epochs, "in so few epochs"),
         (("image_size",), config.is_fitted, own_size),
         (("distill_alpha", "distill_temperature"), config.teacher is not None, "without teacher"),
         (("teacher", "distill_temperature"), config.distill_alpha > 0, "with distill_alpha 0"),
-        (("teacher", "distill_alpha", "distill_temperature"), config.freeze != "backbone", "with freeze backbone"),
         (("fit", "crop_pct", "interpolation"), config.is_fitted, f"{own_size}, but for the photos of others"),
     ]
     others = {option.name for option in fields(config) if getattr(config, option.name) != default_of(option, config)}

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from utils.config.options import Default
+from utils.config.options import Default, in_words
 
-RANDOM, PRETRAINED = "random", "pretrained"
+RANDOM, PRETRAINED, HUB = "random", "pretrained", "hf-hub:"  # the last before a repository
 # What `auto` becomes if no weights say otherwise.
 UNTRAINED: dict[str, Any] = {
     "model": "resnet18",
@@ -19,11 +19,7 @@ UNTRAINED: dict[str, Any] = {
 
 def tuned(random: Any, fine_tuned: Any) -> Default:
     """A default that is another one if the run starts from weights of others."""
-
-    def shown(value: Any) -> str:
-        return ",".join(f"{entry:g}" for entry in value) if isinstance(value, list) else str(value).lower()
-
-    words = f"{shown(random)}; with init_from {shown(fine_tuned)}"
+    words = f"{in_words(random)}; with init_from {in_words(fine_tuned)}"
     return Default(lambda config: fine_tuned if config.is_fine_tuned else random, words)
 
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from utils.config.defaults import RANDOM, UNTRAINED
+from utils.config.defaults import RANDOM, UNTRAINED, tuned
 from utils.config.images import ImageConfig
-from utils.config.options import Default, in_group
+from utils.config.options import in_group
 
 
 @dataclass
@@ -21,7 +21,7 @@ class FineTuningConfig(ImageConfig):
     )
     keep_head: bool = option(False, "keep the head of the weights, if they have exactly the classes of the data set")
     head_init: Literal["auto", "probe", "random"] = option(
-        Default(lambda config: "probe" if config.is_fine_tuned else "random", "random; with init_from probe"),
+        tuned("random", "probe"),
         "how a new head starts; probe: as the logistic regression that fits the features of the weights",
     )
     probe_views: int = option(
@@ -37,7 +37,7 @@ class FineTuningConfig(ImageConfig):
     )
     head_lr_factor: float = option(1.0, "lr of the head, relative to lr", low=0.0, high=1000.0, open=True)
     norm_statistics: Literal["auto", "frozen", "trained"] = option(
-        Default(lambda config: "frozen" if config.is_fine_tuned else "trained", "trained; with init_from frozen"),
+        tuned("trained", "frozen"),
         "running statistics of batch norm; frozen: those of the weights, which also normalise in training; trained: "
         "each batch's own",
     )

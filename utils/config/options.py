@@ -251,7 +251,11 @@ def shown(value: Any) -> str:
 
 def shown_default(option: Field) -> str:
     """The option's default in words; empty if it is unset."""
-    default = option.default if option.default_factory is MISSING else option.default_factory()
+    return in_words(option.default if option.default_factory is MISSING else option.default_factory())
+
+
+def in_words(default: Any) -> str:
+    """A default as it is written on the command line; empty for None."""
     if isinstance(default, list):
         return ",".join(entry if isinstance(entry, str) else f"{entry:g}" for entry in default)
     return "" if default is None else str(default).lower() if isinstance(default, bool) else str(default)

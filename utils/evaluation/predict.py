@@ -1,5 +1,6 @@
 """Predictions for a whole split, each image once and in order, on any number of processes."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -28,6 +29,18 @@ class Batches(Protocol):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor] | None]: ...
 
 
+@contextlib.contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Puts all of a model into eval mode for the block; afterwards each layer is in the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 @torch.no_grad()
 def predict(
     accelerator: Accelerator,
@@ -48,12 +61,10 @@ def predict(
         progress: label of a progress bar on the main process; no bar if empty or not a terminal.
         between_batches: called on every rank before every round; may raise to stop.
     """
-    was_training = model.training
-    model.eval()
     for buffer in model.buffers() if accelerator.num_processes > 1 else ():
         buffer.copy_(broadcast(buffer, 0))  # batch-norm statistics are rank 0's, as in its checkpoint
     rounds = []
-    try:
+    with in_eval_mode(model):
         hidden = None if progress and accelerator.is_main_process else True  # None: unless it is a terminal
         for batch in tqdm(loader, progress, loader.rounds, leave=False, disable=hidden):
             between_batches()
@@ -62,8 +73,6 @@ def predict(
             else:
                 logits = torch.empty(0, 0, device=accelerator.device)
             rounds.append(logits)
-    finally:
-        model.train(was_training)
     return _in_order(accelerator, rounds, loader)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from data.preprocessing import Geometry
 from models.saved import ModelConfig
-from utils.config.defaults import PRETRAINED, RANDOM
+from utils.config.defaults import HUB, PRETRAINED, RANDOM
 from utils.config.files import to_yaml
 from utils.evaluation.scores import accuracy_interval
 from utils.release.export import Exported
@@ -119,7 +119,7 @@ def model_card(
 
 def public_source(source: str) -> str:
     """A value of `init_from` without a path of this machine: of a folder or file, only its own name."""
-    return source if source in (RANDOM, PRETRAINED) or source.startswith("hf-hub:") else Path(source).name
+    return source if source in (RANDOM, PRETRAINED) or source.startswith(HUB) else Path(source).name
 
 
 def fitted(geometry: Geometry) -> str:

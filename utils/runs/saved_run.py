@@ -19,7 +19,7 @@ from utils.config.images import DATASETS
 from utils.runs.checkpoint import MANIFEST, newest_checkpoint, read_checkpoint
 from utils.runs.metrics_file import MetricsFile
 from utils.system.errors import UserError, nearest
-from utils.system.reading import check_files, check_folder, is_number, is_text, read_file, read_json, shown
+from utils.system.reading import check_files, check_folder, is_number, is_text, read_file, read_json, shown, some
 
 PRECISIONS = ("no", "fp16", "bf16")
 SUMMARY_NUMBERS = ("train_seconds", "epochs", "steps", "images_per_second")  # that the report shows
@@ -218,8 +218,3 @@ def _read_summary(path: Path) -> dict[str, Any]:
         if not is_number(summary.get(name), 0):
             raise UserError(f"{path}: {name} is {shown(summary.get(name))}, not a number")
     return summary
-
-
-def some(names: tuple[str, ...], most: int = 5) -> str:
-    """The first names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

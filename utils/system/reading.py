@@ -11,7 +11,7 @@ import os
 import reprlib
 import stat
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +179,11 @@ def is_count(value: Any) -> bool:
 def is_text(value: Any) -> bool:
     """Whether a value of a JSON file is a string that can be encoded: one without lone surrogates."""
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def shown(value: Any) -> str:

@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from torch import nn
 
 from data.preprocessing import to_input
-from data.sources import download
 from data.splits import Dataset
 from models import create_model, describe_model, model_arguments
 from models.drop_path import Draws
@@ -64,9 +63,6 @@ def build(start: Start, accelerator: Accelerator, directory: RunDirectory) -> Ru
     Raises UserError and EnvironmentFault on all ranks.
     """
     config, pipeline, source = start.config, start.pipeline, start.checkpoint
-    with raise_on_all_ranks(accelerator):
-        if accelerator.is_local_main_process:
-            download(config.dataset, config.data_dir)
     data = shortened(load_once_per_machine(config, accelerator, start.statistics), config)
     with raise_on_all_ranks(accelerator):
         config = accumulated(config, accumulation_steps(os.environ), len(data.train), accelerator)

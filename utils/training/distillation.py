@@ -13,14 +13,12 @@ from data.splits import Dataset
 from models.saved import CONFIG, WEIGHTS, ModelConfig, model_from_files
 from models.weights import find_weights
 from utils.config import TrainConfig
-from utils.config.defaults import PRETRAINED
+from utils.config.defaults import HUB, PRETRAINED
 from utils.config.resolution import resolution_phases, shown_size
-from utils.runs.saved_run import open_run, some
+from utils.runs.saved_run import open_run
 from utils.system.errors import UserError, raise_on_all_ranks
 from utils.system.exchange import broadcast_files
-from utils.system.reading import parse_json, read_file
-
-HUB = "hf-hub:"
+from utils.system.reading import parse_json, read_file, some
 
 
 class Teacher:

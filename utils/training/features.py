@@ -12,10 +12,11 @@ from torch import Tensor
 
 from data.preprocessing import to_input
 from data.splits import Split
-from models.head import Head, in_eval_mode
+from models.head import Head
 from models.saved import tensors_to_bytes
 from utils.config.images import ImageConfig
 from utils.evaluation.features import compute_features
+from utils.evaluation.predict import in_eval_mode
 from utils.system.errors import raise_on_all_ranks
 from utils.system.files import digest
 from utils.system.memory import check_memory

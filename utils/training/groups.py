@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from models import classifier
+from models import classifiers
 from models.timm_models import PREFIX
 from utils.config import TrainConfig
 from utils.system.errors import UserError
@@ -71,7 +71,4 @@ def _module(parameter: str, modules: dict[str, int]) -> str:
 
 def head_parameters(model: nn.Module) -> list[Tensor]:
     """The parameters that make the logits; of distilled transformers, those of both heads."""
-    given: Any = model
-    heads = given.get_classifier() if hasattr(given, "get_classifier") else classifier(model)
-    modules = heads if isinstance(heads, tuple) else (heads,)
-    return [parameter for module in modules for parameter in module.parameters()]
+    return [parameter for layer in classifiers(model) for parameter in layer.parameters()]

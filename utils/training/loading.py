@@ -15,7 +15,7 @@ from data.augment.saved_pipeline import parse_pipeline
 from data.loaders import DeviceLoader, Steps, TrainLoader
 from data.photo_cache import CachedPhotos
 from data.preprocessing import Channels, Geometry
-from data.sources import load_dataset
+from data.sources import download, load_dataset
 from data.splits import Dataset, Split
 from utils.config import TrainConfig
 from utils.system.errors import UserError, raise_on_all_ranks
@@ -30,11 +30,14 @@ EVALUATED = 500  # images of a fast_dev_run's evaluations: one batch
 def load_once_per_machine(
     config: TrainConfig, accelerator: Accelerator, statistics: tuple[Channels, Channels] | None = None
 ) -> Dataset:
-    """The data set. One process of each machine decodes it, then the others map what it has cached.
+    """The data set. One process of each machine downloads and decodes it, then the others map what it has cached.
 
     Args:
         statistics: mean and std to normalise with instead of those of the training images.
     """
+    with raise_on_all_ranks(accelerator):
+        if accelerator.is_local_main_process:
+            download(config.dataset, config.data_dir)
     cuts_photos = config.crop == "resized" and config.augment_file is None
     for first in (True, False):
         with raise_on_all_ranks(accelerator):

@@ -10,6 +10,7 @@ from torch import nn
 
 from data.preprocessing import to_input
 from models.frozen_norm import statistics_layers
+from utils.evaluation.predict import in_eval_mode
 from utils.training.micro_batch import micro_batches
 from utils.training.run import Run
 
@@ -36,11 +37,9 @@ def reestimate_statistics(run: Run) -> None:
     if not plan.trains_all(state.step):  # the statistics of a frozen part stay as they are
         return
     steps = run.loader.steps
-    was_training = model.training
-    model.eval()  # no dropout
-    for layer in layers:
-        layer.train()
-    with fresh_statistics(model, begin=True):
+    with in_eval_mode(model), fresh_statistics(model, begin=True):  # no dropout
+        for layer in layers:
+            layer.train()
         batches = run.loader.epoch(run.config.epochs, augmented=plan.augments(state.step))
         for _, batch in zip(range(math.ceil(IMAGES / steps.batch_size)), batches, strict=False):
             images, labels = batch.images[steps.lead :], batch.labels[steps.lead :]
@@ -49,7 +48,6 @@ def reestimate_statistics(run: Run) -> None:
                 inputs, labels, batch.count, batch.global_count, run.micro_batch_size, steps.world_size
             ):
                 model(piece.inputs)
-    model.train(was_training)
     for layer in layers:
         for name in ("running_mean", "running_var"):
             statistic = getattr(layer, name)

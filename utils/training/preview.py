@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 
 from data.loaders import DeviceLoader, TrainLoader
-from data.sources import download
 from data.splits import Dataset
 from utils.config import TrainConfig
 from utils.config.resolution import shown_size
@@ -74,9 +73,6 @@ def write_preview(config: TrainConfig) -> None:
     pipeline = read_pipeline_once(config, accelerator)
     start = new_start(config, accelerator, pipeline)
     config = start.config
-    with raise_on_all_ranks(accelerator):
-        if accelerator.is_local_main_process:
-            download(config.dataset, config.data_dir)
     data = shortened(load_once_per_machine(config, accelerator, start.statistics), config)
     with raise_on_all_ranks(accelerator):
         config = dataclasses.replace(config, augment_backend=choose_backend(config, None, data, accelerator))

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from data.sources import download
 from models import create_model, model_arguments
 from utils.config import TrainConfig
 from utils.system.errors import raise_on_all_ranks
@@ -26,9 +25,6 @@ def print_groups(config: TrainConfig) -> None:
     accelerator = create_accelerator(peer_timeout=config.peer_timeout)
     start = new_start(config, accelerator)
     config = start.config
-    with raise_on_all_ranks(accelerator):
-        if accelerator.is_local_main_process:
-            download(config.dataset, config.data_dir)
     data = load_once_per_machine(config, accelerator, start.statistics)
     with raise_on_all_ranks(accelerator):
         with torch.device("meta"):

@@ -68,14 +68,10 @@ def score_start(run: Run, stop: StopRequest) -> Scores | None:
         "knn_accuracy": neighbours,
         "seconds": round(seconds, 3),
     }
-    held_out = ""
     if validation:
-        held_out = f"  validation loss {validation.loss:.4f} accuracy {validation.accuracy:.2%}"
         run.compete(validation.accuracy)
-    run.accelerator.print(
-        f"{'probe' if run.head else 'start'}    {held_out}  test loss {test.loss:.4f} accuracy "
-        f"{test.correct}/{test.count} ({test.accuracy:.2%})  {note}  {seconds:.1f} s"
-    )
+    name, shown = "probe" if run.head else "start", reporting.describe_scores(validation, test)
+    run.accelerator.print(f"{name}    {shown}  {note}  {seconds:.1f} s")
     return test
 
 

@@ -38,12 +38,16 @@ def log_scores(run: Run, split: str, scores: Scores, epoch: int) -> None:
 def print_epoch(run: Run, validation: Scores | None, test: Scores, seconds: float) -> None:
     """Prints the line of an epoch; to be called on every rank."""
     train_loss, train_accuracy, _ = run.meters.epoch.mean(run.accelerator)
-    held_out = f"  validation loss {validation.loss:.4f} accuracy {validation.accuracy:.2%}" if validation else ""
     run.accelerator.print(
         f"epoch {run.state.epoch + 1}/{run.config.epochs}  train loss {train_loss:.4f} accuracy {train_accuracy:.2%}"
-        f"{held_out}  test loss {test.loss:.4f} accuracy {test.correct}/{test.count} ({test.accuracy:.2%})"
-        f"  {seconds:.1f} s"
+        f"{describe_scores(validation, test)}  {seconds:.1f} s"
     )
+
+
+def describe_scores(validation: Scores | None, test: Scores) -> str:
+    """The scores of an evaluation, as a part of its line."""
+    held_out = f"  validation loss {validation.loss:.4f} accuracy {validation.accuracy:.2%}" if validation else ""
+    return f"{held_out}  test loss {test.loss:.4f} accuracy {test.correct}/{test.count} ({test.accuracy:.2%})"
 
 
 def _resolution(run: Run) -> dict[str, int]:

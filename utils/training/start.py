@@ -19,6 +19,7 @@ from utils.config.resolution import shown_size
 from utils.runs.directory import RunDirectory
 from utils.system.errors import UserError, raise_on_all_ranks
 from utils.system.exchange import gather_texts
+from utils.system.reading import some
 from utils.training.distillation import read_teacher_once
 from utils.training.groups import parts
 from utils.training.loading import Backend, read_pipeline_once
@@ -148,14 +149,14 @@ def describe_start(config: TrainConfig, origin: Origin, loaded: Loaded, classes:
     place = f"{origin.repository}, revision {str(origin.revision)[:8]}," if origin.repository else str(origin.path)
     known = [origin.part and f"its {origin.part}", origin.license, f"SHA-256 {origin.sha256[:8]}..."]
     heads = sorted({name.rpartition(".")[0] for name in loaded.new})
-    parts = [f"{len(loaded.loaded)} tensors loaded"]
+    words = [f"{len(loaded.loaded)} tensors loaded"]
     if loaded.adapted:
-        parts.append(f"{len(loaded.adapted)} adapted")
-    parts += [*loaded.notes[:3], *([f"and {len(loaded.notes) - 3} more"] if len(loaded.notes) > 3 else [])]
-    parts.append(f"{_some(heads)} made anew for {classes} classes" if heads else "head kept")
+        words.append(f"{len(loaded.adapted)} adapted")
+    words += [*loaded.notes[:3], *([f"and {len(loaded.notes) - 3} more"] if len(loaded.notes) > 3 else [])]
+    words.append(f"{some(heads, 3)} made anew for {classes} classes" if heads else "head kept")
     if unused := [name for name in loaded.unused if name not in loaded.new]:
-        parts.append(f"unused {_some(unused)}")
-    first = f"start: {config.model} from {place} ({', '.join(filter(None, known))}): {', '.join(parts)}"
+        words.append(f"unused {some(unused, 3)}")
+    first = f"start: {config.model} from {place} ({', '.join(filter(None, known))}): {', '.join(words)}"
     return [first, _describe_preprocessing(config, origin)]
 
 
@@ -164,18 +165,14 @@ def _describe_preprocessing(config: TrainConfig, origin: Origin) -> str:
     used = {"image_size": shown_size(config.size), "fit": config.fit, "crop_pct": config.crop_pct}
     used["interpolation"] = config.interpolation
     said = {name: value for name in used if (value := getattr(origin, name)) is not None}
-    parts = [f"{name} {value}" for name, value in said.items()]
+    words = [f"{name} {value}" for name, value in said.items()]
     if origin.mean and origin.std:
-        parts += [f"mean {_channels(origin.mean)}", f"std {_channels(origin.std)}"]
-    if not parts:
+        words += [f"mean {_channels(origin.mean)}", f"std {_channels(origin.std)}"]
+    if not words:
         return "the weights do not say how their images were prepared; mean and std are those of the training images"
     others = [f"{name} is {used[name]}" for name, value in said.items() if str(value) != str(used[name])]
-    return f"preprocessing of the weights: {', '.join(parts)}" + (f"; {', '.join(others)} instead" if others else "")
+    return f"preprocessing of the weights: {', '.join(words)}" + (f"; {', '.join(others)} instead" if others else "")
 
 
 def _channels(values: Channels) -> str:
     return "/".join(f"{value:.3g}" for value in values)
-
-
-def _some(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
