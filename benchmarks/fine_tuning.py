@@ -34,7 +34,7 @@ from benchmarks.seeds import measured, parser_of, table, watched
 from utils.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-CASES = {"flowers": 160, "ants_bees": 160, "cifar10": 96}  # sides in pixels
+CASES = {"flowers": 160, "ants_bees": 224, "cifar10": 96}  # sides in pixels
 ABLATION_SIZE, ABLATION_SEEDS, HELD_OUT = 128, [0, 1], 0.2
 Options = dict[str, Any]
 
@@ -55,12 +55,14 @@ def ablation(config: TrainConfig) -> dict[str, Options]:
         "layer decay 0.75": {"layer_decay": 0.75},
         "head's lr x 10": {"head_lr_factor": 10},
         "lr x 3": {"lr": 3 * lr},
-        "lr over 3": {"lr": lr / 3},
+        "lr over 2": {"lr": lr / 2},
+        "all of lr in a short run": {"full_lr_steps": 0},
         "epochs x 2": {"epochs": 2 * config.epochs},
         "no augmentation": {"crop": "none", "horizontal_flip": "none"},
         "crops from 0.08": {"crop_scale": 0.08},
         "TrivialAugment": {"policy": "trivial"},
         "label smoothing 0.1": {"label_smoothing": 0.1},
+        "gradients clipped at 1": {"grad_clip_norm": 1.0},
         "EMA 0.95": {"ema_decay": 0.95},
         "EMA 0.99": {"ema_decay": 0.99},
     }

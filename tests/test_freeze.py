@@ -25,7 +25,7 @@ STEPS = 23  # of an epoch of the digits
 HEAD = {"timm:test_resnet": {"fc.weight", "fc.bias"}, "timm:test_convnext": {"head.fc.weight", "head.fc.bias"}}
 OPTIONS: dict[str, Any] = {
     "width": "auto", "norm_statistics": "trained", "head_init": "random", "optimizer": "adamw", "lr": 0.01,
-    "weight_decay": 0.1, "freeze_epochs": 1, "image_size": 16,
+    "weight_decay": 0.1, "freeze_epochs": 1, "image_size": 16, "full_lr_steps": 0,
 }  # fmt: skip
 
 

@@ -173,6 +173,12 @@ def test_the_table_says_from_which_epoch_a_group_is_trained():
     assert rows[0][-6:-4] == ["lr", "factor"]
 
 
+def test_the_table_has_the_lr_that_a_short_run_reaches():
+    config = config_of("resnet18", init_from="weights", norm="batch", width=64)
+    rows = [line.split() for line in group_lines(config, on_meta("resnet18"), peak_factor=0.12)]
+    assert [row[-3] for row in rows[1:-1]] == ["2.4e-05"] * (len(rows) - 2)
+
+
 def test_names_are_shown_by_the_modules_that_hold_them():
     assert compact(["blocks.1.0.conv.weight", "blocks.1.0.bn.bias"]) == "blocks.1.0"
     assert compact(["fc.bias"]) == "fc.bias"

@@ -314,10 +314,14 @@ def test_options_of_steps_have_no_effect_beside_a_frozen_backbone(weights, tmp_p
 
 
 def test_training_begins_with_the_probe_and_does_not_repeat_it_after_a_resume(weights, tmp_path, capsys):
-    config = fine_tuning(tmp_path / "run", weights, lr=1e-5, max_steps=2, ema_decay=0.9, lookahead_steps=2)
+    options = {"lr": 1e-4, "full_lr_steps": 60, "ema_decay": 0.9, "lookahead_steps": 2}
+    config = fine_tuning(tmp_path / "run", weights, max_steps=2, **options)
     first = train_accelerate.main(config)
     out = capsys.readouterr().out
     assert out.index("probe") < out.index("epoch 1/1")
+    assert "lr: 6 steps are fewer than full_lr_steps 60; lr is 10% of 0.0001\n" in out
+    trained = [row["lr"] for row in rows(tmp_path / "run") if row["split"] == "train"]
+    assert 0 < max(trained) <= 1e-5
     newest = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
     heads = [load_file(newest / f"{name}.safetensors")["fc.weight"] for name in ("model", "unaveraged", "lookahead")]
     for head in heads[:2]:  # the averages began with the same head
@@ -325,7 +329,9 @@ def test_training_begins_with_the_probe_and_does_not_repeat_it_after_a_resume(we
     assert heads[0].std() > 1e-3
     config.max_steps = None
     second = train_accelerate.main(config)
-    assert "probe " not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "probe " not in out
+    assert "full_lr_steps" not in out
     assert [row["split"] for row in rows(tmp_path / "run") if row["step"] == 0] == ["test"]
     names = ("probe_accuracy", "probe_loss", "start_knn_accuracy", "probe_seconds")
     assert [first[name] for name in names] == [second[name] for name in names]
@@ -333,7 +339,7 @@ def test_training_begins_with_the_probe_and_does_not_repeat_it_after_a_resume(we
 
 
 def test_probe_competes_for_the_best_epoch_and_a_worse_training_is_told(weights, probe, tmp_path, capsys):
-    config = fine_tuning(tmp_path / "run", weights, validation_fraction=0.2, seed=3, lr=0.3, epochs=2)
+    config = fine_tuning(tmp_path / "run", weights, validation_fraction=0.2, seed=3, lr=0.3, full_lr_steps=0, epochs=2)
     found = train_accelerate.main(config)
     error = capsys.readouterr().err
     assert "no epoch was better on the validation images than the probe" in error
@@ -349,7 +355,7 @@ def test_probe_competes_for_the_best_epoch_and_a_worse_training_is_told(weights,
 
 
 def test_without_validation_a_fall_on_the_test_split_is_told(weights, tmp_path, capsys):
-    found = train_accelerate.main(fine_tuning(tmp_path / "run", weights, lr=0.3, max_steps=3))
+    found = train_accelerate.main(fine_tuning(tmp_path / "run", weights, lr=0.3, full_lr_steps=0, max_steps=3))
     error = capsys.readouterr().err
     assert found["test_accuracy"] < found["probe_accuracy"]
     assert f"training ended below its probe (test accuracy {found['test_accuracy']:.2%} after" in error

@@ -1,5 +1,6 @@
 """Schedules are pure functions of the step, and those that torch has too agree with torch."""
 
+import dataclasses
 import itertools
 import math
 import random
@@ -13,7 +14,7 @@ from tests.conftest import ROOT
 from utils.config import TrainConfig
 from utils.config.files import load_config
 from utils.system.errors import UserError
-from utils.training.plan import SCHEDULES, learning_rate_factor
+from utils.training.plan import SCHEDULES, Plan, learning_rate_factor
 
 RECIPES = [path for path in sorted((ROOT / "recipes").glob("*.yaml")) if path.stem != "sweep"]  # that is for W&B
 
@@ -160,3 +161,15 @@ def test_unknown_schedule_names_what_there_is():
     for step in (0, 5):
         with pytest.raises(UserError, match=r"schedule: 'poly' is not allowed; choose from onecycle, cosine"):
             learning_rate_factor("poly", step, 10, 0.3)
+
+
+def test_a_run_shorter_than_full_lr_steps_takes_lr_in_proportion():
+    for total in (1, 24, 199, 200, 201, 4700):
+        config = TrainConfig(init_from="weights", image_size=32, epochs=1)
+        plan = Plan(config, total * config.batch_size, (32, 32))
+        plain = dataclasses.replace(config, full_lr_steps=0)
+        expected = factors(config.schedule, total, config.warmup_fraction)
+        assert Plan(plain, plan.images, (32, 32)).peak_factor == 1
+        assert plan.peak_factor == min(1, total / 200)
+        found = [plan.lr_factor(step) for step in range(1, total + 1)]
+        assert found == [min(1, total / 200) * factor for factor in expected]

@@ -51,5 +51,8 @@ def timm_folder(
 
 def fine_tuning(output_dir: Path, weights: Path, **changes: Any) -> TrainConfig:
     """A run of the digits that starts from a timm folder: ten steps an epoch."""
-    values = {"width": "auto", "image_size": 32, "batch_size": 144, "epochs": 1, "lr": 0.01, "head_init": "random"}
+    values = {
+        "width": "auto", "image_size": 32, "batch_size": 144, "epochs": 1, "lr": 0.01, "full_lr_steps": 0,
+        "head_init": "random",
+    }  # fmt: skip
     return tiny_config(output_dir, init_from=str(weights), **{**values, **changes})

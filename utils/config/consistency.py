@@ -17,9 +17,9 @@ STRONGEST_HUE = 0.5  # half a turn of the colour circle
 TRAINING = (
     "epochs", "max_steps", "resolution", "optimizer", "lr", "momentum", "nesterov", "weight_decay",
     "decay_norm_and_bias", "norm_bias_lr_factor", "label_smoothing", "grad_clip_norm", "schedule", "warmup_fraction",
-    "find_lr", "ema_decay", "lookahead_steps", "lookahead_decay", "mixup", "cutmix", "repeated", "augment_until",
-    "freeze_epochs", "layer_decay", "head_lr_factor", "norm_statistics", "drop_path", "grad_checkpointing", "teacher",
-    "distill_alpha", "distill_temperature", "compile", "profile",
+    "full_lr_steps", "find_lr", "ema_decay", "lookahead_steps", "lookahead_decay", "mixup", "cutmix", "repeated",
+    "augment_until", "freeze_epochs", "layer_decay", "head_lr_factor", "norm_statistics", "drop_path",
+    "grad_checkpointing", "teacher", "distill_alpha", "distill_temperature", "compile", "profile",
 )  # fmt: skip
 AUGMENTATION = (
     "crop", "crop_scale", "crop_padding", "padding_mode", "horizontal_flip", "vertical_flip", "rotate", "policy",

@@ -112,6 +112,11 @@ class TrainConfig(FineTuningConfig):
         tuned("linear", "cosine"), "learning rate over the run, as a function of the optimizer step"
     )
     warmup_fraction: float = option(tuned(0.05, 0.1), "fraction of the steps in which lr warms up", low=0.0, high=0.99)
+    full_lr_steps: int = option(
+        tuned(0, 200), "a run of fewer steps takes lr in proportion, 12 % of it in 24 of 200 steps, and stays near its "
+        "start; 0: all of lr in every run",
+        low=0,
+    )
     find_lr: bool = option(False, "run a learning-rate range test first and plot it", may_change=True)
 
     option = in_group("averages of the weights")

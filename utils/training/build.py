@@ -128,6 +128,11 @@ def build(start: Start, accelerator: Accelerator, directory: RunDirectory) -> Ru
         print(f"warning: {line}", file=sys.stderr)
     if pipeline:
         accelerator.print(f"augmentation: {config.augment_file} replaces all options but mixup and cutmix")
+    if plan.peak_factor < 1 and plan.total_steps and not source:
+        accelerator.print(
+            f"lr: {plan.total_steps} steps are fewer than full_lr_steps {config.full_lr_steps}; lr is "
+            f"{plan.peak_factor:.0%} of {config.lr if config.lr == 'auto' else format(config.lr, 'g')}"
+        )
     more: dict[str, Any] = {"bf16_slowdown": check_bf16(accelerator), "lr_groups": describe_groups(optimizer)}
     if config.optimizer == "muon":
         more["muon_arithmetic"] = muon_arithmetic(device)

@@ -75,8 +75,14 @@ class Plan:
 
     def lr_factor(self, step: int) -> float:
         """The share of the peak learning rate that a step is taken with."""
-        config = self.config
-        return learning_rate_factor(config.schedule, step - 1, self.total_steps, config.warmup_fraction)
+        factor = learning_rate_factor(self.config.schedule, step - 1, self.total_steps, self.config.warmup_fraction)
+        return self.peak_factor * factor
+
+    @property
+    def peak_factor(self) -> float:
+        """The share of `lr` that the schedule reaches: 1 unless the run is shorter than `full_lr_steps`."""
+        least = self.config.full_lr_steps
+        return self.total_steps / least if self.total_steps < least else 1.0
 
     def phase(self, step: int) -> Phase:
         """The phase that a step belongs to; before the first step, the first phase."""

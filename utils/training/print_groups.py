@@ -13,6 +13,7 @@ from utils.system.runtime import create_accelerator
 from utils.training.groups import head_parameters
 from utils.training.loading import load_once_per_machine
 from utils.training.optimizers import create_optimizer
+from utils.training.plan import Plan
 from utils.training.start import new_start
 
 MOST_NAMES = 3  # of the modules in a group
@@ -29,7 +30,7 @@ def print_groups(config: TrainConfig) -> None:
     with raise_on_all_ranks(accelerator):
         with torch.device("meta"):
             model = create_model(config.model, len(data.class_names), **model_arguments(config, data.geometry.size))
-        lines = group_lines(config, model)
+        lines = group_lines(config, model, Plan(config, len(data.train), data.geometry.size).peak_factor)
         accelerator.print("\n".join(lines))
     accelerator.end_training()
 
@@ -48,15 +49,19 @@ def describe_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
     ]
 
 
-def group_lines(config: TrainConfig, model: nn.Module) -> list[str]:
-    """A table of the groups, from the input of the model to its head, and what its columns mean."""
+def group_lines(config: TrainConfig, model: nn.Module, peak_factor: float = 1.0) -> list[str]:
+    """A table of the groups, from the input of the model to its head, and what its columns mean.
+
+    Args:
+        peak_factor: share of `lr` that the schedule reaches.
+    """
     optimizer = create_optimizer(config, model)
     names = {parameter: name for name, parameter in model.named_parameters()}
     head = set(head_parameters(model)) if config.freeze_epochs else set()
     unit = "lr factor" if config.lr == "auto" else "lr"
     rows: Table = [("group", "what", "tensors", "parameters", unit, "weight decay", "from epoch")]
     for group, found in zip(optimizer.param_groups, describe_groups(optimizer), strict=True):
-        lr = found["lr_factor"] * (1 if config.lr == "auto" else config.lr)
+        lr = found["lr_factor"] * (1 if config.lr == "auto" else peak_factor * config.lr)
         first = 1 if head.issuperset(group["params"]) else config.freeze_epochs + 1
         what = compact([names[parameter] for parameter in group["params"]])
         counts = f"{found['tensors']}", f"{found['parameters']:,}"
